@@ -1,0 +1,92 @@
+import { Injectable } from '@nestjs/common';
+import { Database } from '../infrastructure/database';
+import { newId } from '../infrastructure/ids';
+import { hashApiKey, newApiKey } from './api-key';
+
+/** Whom a key speaks for. */
+export type KeyOwner = { keyId: string; workspaceId: string; workspaceSlug: string; workspaceActive: boolean };
+
+/** A key as its owner may see it: everything but the key. */
+export type ListedKey = {
+  id: string;
+  name: string;
+  createdAt: Date;
+  expiresAt: Date | null;
+  revokedAt: Date | null;
+  workspace: { slug: string; active: boolean };
+};
+
+/** API keys and the workspaces that they belong to. Only their hashes are ever stored or compared. */
+@Injectable()
+export class ApiKeyRepository {
+  constructor(private readonly database: Database) {}
+
+  /** Whose key this is, or nothing if it is unknown, expired or revoked. */
+  async findOwner(key: string): Promise<KeyOwner | undefined> {
+    const rows = await this.database.$queryRaw<KeyOwner[]>`
+      SELECT k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug", w.active AS "workspaceActive"
+      FROM api_keys k JOIN workspaces w ON w.id = k.workspace_id
+      WHERE k.hash = ${hashApiKey(key)} AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())`;
+    return rows[0];
+  }
+
+  /** Makes a key and returns it: the only time that it can be seen. A workspace that is new is created. */
+  async create(workspaceSlug: string, name: string, expiresAt: Date | null): Promise<{ id: string; key: string }> {
+    const workspace = await this.database.workspace.upsert({
+      where: { slug: workspaceSlug },
+      create: { id: newId(), slug: workspaceSlug },
+      update: {},
+    });
+    return this.insert(workspace.id, name, expiresAt);
+  }
+
+  async list(workspaceSlug?: string): Promise<ListedKey[]> {
+    return this.database.apiKey.findMany({
+      where: workspaceSlug === undefined ? {} : { workspace: { slug: workspaceSlug } },
+      select: {
+        id: true,
+        name: true,
+        createdAt: true,
+        expiresAt: true,
+        revokedAt: true,
+        workspace: { select: { slug: true, active: true } },
+      },
+      orderBy: [{ workspace: { slug: 'asc' } }, { createdAt: 'asc' }],
+    });
+  }
+
+  /** Ends a key at once. False when there is no such key, or it was revoked before. */
+  async revoke(id: string): Promise<boolean> {
+    const { count } = await this.database.apiKey.updateMany({
+      where: { id, revokedAt: null },
+      data: { revokedAt: new Date() },
+    });
+    return count > 0;
+  }
+
+  /**
+   * Makes a key with the name, the workspace and the expiry of another, which ends at `oldEndsAt`. Nothing when
+   * there is no such key that still works.
+   */
+  async rotate(id: string, oldEndsAt: Date): Promise<{ id: string; key: string } | undefined> {
+    const now = new Date();
+    const old = await this.database.apiKey.findFirst({
+      where: { id, revokedAt: null, OR: [{ expiresAt: null }, { expiresAt: { gt: now } }] },
+    });
+    if (!old) return undefined;
+    const created = await this.insert(old.workspaceId, old.name, old.expiresAt);
+    if (oldEndsAt <= now) await this.revoke(id);
+    else if (!old.expiresAt || old.expiresAt > oldEndsAt) {
+      await this.database.apiKey.update({ where: { id }, data: { expiresAt: oldEndsAt } });
+    }
+    return created;
+  }
+
+  private async insert(workspaceId: string, name: string, expiresAt: Date | null) {
+    const key = newApiKey();
+    const { id } = await this.database.apiKey.create({
+      data: { id: newId(), workspaceId, name, expiresAt, hash: hashApiKey(key) },
+    });
+    return { id, key };
+  }
+}

@@ -1,0 +1,28 @@
+import { createHash, randomInt } from 'node:crypto';
+
+const PREFIX = 'exec_live_';
+const SECRET_LENGTH = 40;
+const ALPHABET = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789';
+const BEARER = /^bearer +(exec_live_[A-Za-z0-9]{40})$/i;
+
+/** A new key: `exec_live_` and 40 alphanumeric characters, 238 bits of randomness. */
+export function newApiKey(): string {
+  let key = PREFIX;
+  while (key.length < PREFIX.length + SECRET_LENGTH) key += ALPHABET.charAt(randomInt(ALPHABET.length));
+  return key;
+}
+
+/**
+ * What is stored of a key: its SHA-256, in hexadecimal. The key is random and long, so that a slow hash would
+ * add nothing; and it is looked up by its hash, so that no comparison can be timed.
+ */
+export function hashApiKey(key: string): string {
+  return createHash('sha256').update(key).digest('hex');
+}
+
+/** The key in an `Authorization` header, or nothing if it does not have the form of one. */
+export function parseAuthorization(header: string | undefined): string | undefined {
+  const key = header?.match(BEARER)?.[1];
+  // The scheme may be written in any case (RFC 9110), the key may not.
+  return key?.startsWith(PREFIX) ? key : undefined;
+}

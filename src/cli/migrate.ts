@@ -1,0 +1,104 @@
+import { createHash, randomUUID } from 'node:crypto';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { Client } from 'pg';
+
+/**
+ * Applies prisma/migrations to the database that DATABASE_URL names, as `prisma migrate deploy` does, but without
+ * the schema engine that Prisma downloads. It keeps Prisma's own books (the table `_prisma_migrations`, its
+ * checksums, its advisory lock), so that either can go on where the other stopped.
+ */
+
+/** The lock that Prisma's own engine takes. */
+const PRISMA_LOCK = 72707369;
+const MIGRATIONS = join(__dirname, '..', '..', 'prisma', 'migrations');
+
+/** As Prisma creates it. */
+const BOOKS = `CREATE TABLE IF NOT EXISTS _prisma_migrations (
+  id VARCHAR(36) PRIMARY KEY NOT NULL,
+  checksum VARCHAR(64) NOT NULL,
+  finished_at TIMESTAMPTZ,
+  migration_name VARCHAR(255) NOT NULL,
+  logs TEXT,
+  rolled_back_at TIMESTAMPTZ,
+  started_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+  applied_steps_count INTEGER NOT NULL DEFAULT 0
+)`;
+
+const HELP = `Usage: npm run migrate
+
+Applies the migrations in prisma/migrations that the database does not have yet, each in a transaction of its
+own. Several at once wait for each other. The database must exist; DATABASE_URL names it.
+
+Exit codes: 0 applied or nothing to do, 1 failed, 2 wrong usage.
+`;
+
+type Applied = { migration_name: string; checksum: string; finished_at: Date | null };
+
+async function main(args: string[]): Promise<number> {
+  if (args.includes('--help') || args.includes('-h')) {
+    process.stdout.write(HELP);
+    return 0;
+  }
+  if (args.length > 0 || !process.env.DATABASE_URL) {
+    process.stderr.write(args.length > 0 ? `Unknown argument: ${args[0]}\n\n${HELP}` : 'DATABASE_URL is required\n');
+    return 2;
+  }
+  const client = new Client({ connectionString: process.env.DATABASE_URL, connectionTimeoutMillis: 10_000 });
+  try {
+    await client.connect();
+    await client.query('SELECT pg_advisory_lock($1)', [PRISMA_LOCK]);
+    await client.query(BOOKS);
+    const { rows } = await client.query<Applied>(
+      'SELECT migration_name, checksum, finished_at FROM _prisma_migrations WHERE rolled_back_at IS NULL',
+    );
+    const pending = findPending(rows);
+    for (const migration of pending) await apply(client, migration);
+    process.stdout.write(`${pending.length} migration(s) applied, ${rows.length} were there before\n`);
+    return 0;
+  } catch (error) {
+    process.stderr.write(`Migration failed: ${error instanceof Error ? error.message || String(error) : String(error)}\n`);
+    return 1;
+  } finally {
+    await client.end().catch(() => undefined);
+  }
+}
+
+type Migration = { name: string; sql: string; checksum: string };
+
+/** The migrations that are not applied yet, in their order. Throws when the database and the files disagree. */
+function findPending(applied: Applied[]): Migration[] {
+  const migrations = readdirSync(MIGRATIONS, { withFileTypes: true })
+    .filter((entry) => entry.isDirectory())
+    .map(({ name }) => {
+      const sql = readFileSync(join(MIGRATIONS, name, 'migration.sql'), 'utf8');
+      return { name, sql, checksum: createHash('sha256').update(sql).digest('hex') };
+    })
+    .sort((one, other) => (one.name < other.name ? -1 : 1));
+  for (const { migration_name: name, checksum, finished_at: finishedAt } of applied) {
+    const file = migrations.find((migration) => migration.name === name);
+    if (!finishedAt) throw new Error(`${name} was begun and not finished; see \`prisma migrate resolve\``);
+    if (!file) throw new Error(`${name} is applied but not among the files`);
+    if (file.checksum !== checksum) throw new Error(`${name} was changed after it was applied`);
+  }
+  return migrations.filter(({ name }) => !applied.some((row) => row.migration_name === name));
+}
+
+async function apply(client: Client, { name, sql, checksum }: Migration): Promise<void> {
+  await client.query('BEGIN');
+  try {
+    await client.query(sql);
+    await client.query(
+      `INSERT INTO _prisma_migrations (id, checksum, finished_at, migration_name, applied_steps_count)
+       VALUES ($1, $2, now(), $3, 1)`,
+      [randomUUID(), checksum, name],
+    );
+    await client.query('COMMIT');
+  } catch (error) {
+    await client.query('ROLLBACK');
+    throw new Error(`${name}: ${error instanceof Error ? error.message : String(error)}`);
+  }
+  process.stdout.write(`applied ${name}\n`);
+}
+
+void main(process.argv.slice(2)).then((code) => (process.exitCode = code));

@@ -1,0 +1,128 @@
+import { z } from 'zod';
+
+const milliseconds = (initial: number, about: string, least = 1) =>
+  z
+    .string()
+    .regex(/^\d+$/, 'must be a whole number of milliseconds')
+    .transform(Number)
+    .pipe(z.number().int().min(least, `must be at least ${least}`).max(2_147_483_647, 'must be at most 2147483647'))
+    .default(initial)
+    .describe(about);
+
+const count = (initial: number, most: number, about: string, least = 1) =>
+  z
+    .string()
+    .regex(/^\d+$/, 'must be a whole number')
+    .transform(Number)
+    .pipe(z.number().int().min(least, `must be at least ${least}`).max(most, `must be at most ${most}`))
+    .default(initial)
+    .describe(about);
+
+const url = (schemes: RegExp, names: string) =>
+  z.string({ error: 'is required' }).refine((value) => URL.canParse(value) && schemes.test(new URL(value).protocol), {
+    message: `must be a ${names} URL`,
+  });
+
+const oneOf = <const Options extends readonly [string, ...string[]]>(options: Options) =>
+  z.enum(options, { error: `must be one of ${options.join(', ')}` });
+
+/** Every environment variable that the service reads: its type, its default and what it is for. */
+export const SETTINGS = {
+  DATABASE_URL: url(/^postgres(ql)?:$/, 'postgres://').describe('Postgres, the truth about every job.'),
+  DATABASE_POOL_SIZE: count(10, 1000, 'Connections to Postgres in each process.'),
+  REDIS_URL: url(/^rediss?:$/, 'redis:// or rediss://').describe('Redis, for the queue and the doorbell.'),
+  QUEUE_PREFIX: z
+    .string()
+    .regex(/^[\w{}.-]{1,64}$/, 'must be 1 to 64 letters, digits or any of _ - . { }')
+    .default('{scenario-jobs}')
+    .describe('Put before every Redis key; the braces keep the keys on one node of a Redis Cluster.'),
+  HOST: z.string().min(1).default('0.0.0.0').describe('Address that the processes listen on.'),
+  PORT: count(3000, 65535, 'Port of the api; 0 takes any free one.', 0),
+  WORKER_PORT: count(3001, 65535, "Port of a worker's health and metrics; 0 takes any free one.", 0),
+  LOG_LEVEL: oneOf(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'])
+    .default('info')
+    .describe('Least level that is logged.'),
+  LOG_FORMAT: oneOf(['json', 'pretty']).default('json').describe('`pretty` is for people in development.'),
+  SCENARIO_DOMAIN: z
+    .string()
+    .regex(/^[a-z0-9.-]+(:\d+)?$/, 'must be a domain name')
+    .default('app.exec.com')
+    .describe('A scenario lives at https://<workspace>.<this>/scenarios/<slug>.'),
+
+  SCENARIO_TASK: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('Path of the task module that jobs run; the built-in one when it is not set.'),
+  SCENARIO_TASK_STEP_MS: milliseconds(1000, 'How long each step of the built-in task takes.', 0),
+  TASK_ENV: z
+    .string()
+    .regex(/^[A-Za-z_]\w*(,[A-Za-z_]\w*)*$/, 'must be variable names separated by commas')
+    .transform((names) => names.split(','))
+    .optional()
+    .describe('Further variables that a task inherits, by name, separated by commas. It inherits no others.'),
+  TASK_MEMORY_MB: count(512, 1_048_576, "Limit of a task's JavaScript heap.", 16),
+  TASK_TIMEOUT_MS: milliseconds(900_000, 'A run that takes longer is stopped and its job fails.'),
+  WORKER_CONCURRENCY: count(4, 1000, 'Jobs that one worker runs at the same time.'),
+  MAX_ATTEMPTS: count(3, 1000, 'Runs of one job before an error that may pass, or a lost worker, fails it.'),
+  RETRY_BACKOFF_MS: milliseconds(1000, 'Wait before the second run; doubles with each further one, up to a minute.'),
+
+  STOP_ACK_MS: milliseconds(1000, 'How long a task may take to acknowledge that it is asked to stop.'),
+  STOP_GRACE_MS: milliseconds(5000, 'How long a task that has acknowledged may clean up before SIGTERM.'),
+  STOP_KILL_MS: milliseconds(2000, 'How long after SIGTERM the whole process group gets SIGKILL.'),
+  CANCEL_POLL_MS: milliseconds(2000, 'How often a worker asks Postgres which of its runs were cancelled.', 50),
+  BLIND_MS: milliseconds(60_000, 'A worker that cannot ask for so long stops its tasks.'),
+  WATCHDOG_MS: milliseconds(10_000, 'A worker process frozen for so long loses its tasks to its watchdog.', 1000),
+  LOCK_MS: milliseconds(30_000, 'How long BullMQ leaves a job to a worker that it does not hear from.', 1000),
+  WORKER_LOST_MS: milliseconds(30_000, 'A worker not heard of in Postgres for so long counts as dead.'),
+  RECONCILE_MS: milliseconds(10_000, 'How often rows and queue are compared and repaired.', 50),
+  DRAIN_MS: milliseconds(25_000, 'How long a worker told to shut down waits for its runs before it stops them.', 0),
+} as const;
+
+export type Settings = { readonly [Name in keyof typeof SETTINGS]: z.output<(typeof SETTINGS)[Name]> };
+
+/** Rules over two variables: each says what is wrong, or nothing. */
+const RULES: ((settings: Partial<Settings>) => string | false | 0 | undefined)[] = [
+  ({ BLIND_MS: blind, CANCEL_POLL_MS: poll }) =>
+    blind && poll && blind < 2 * poll && 'BLIND_MS must be at least twice CANCEL_POLL_MS',
+  ({ WORKER_LOST_MS: lost, CANCEL_POLL_MS: poll }) =>
+    lost && poll && lost < 3 * poll && 'WORKER_LOST_MS must be at least three times CANCEL_POLL_MS',
+];
+
+/** Names every faulty variable and the rule that it breaks; never a value, for a value can be a secret. */
+export class InvalidSettings extends Error {
+  constructor(readonly faults: string[]) {
+    super(`Invalid settings:\n${faults.map((fault) => `  ${fault}`).join('\n')}`);
+  }
+}
+
+/** Reads the settings out of an environment; a variable that is set to nothing counts as not set. */
+export function parseSettings(environment: NodeJS.ProcessEnv): Settings {
+  const faults: string[] = [];
+  const settings: Record<string, unknown> = {};
+  for (const [name, schema] of Object.entries(SETTINGS)) {
+    const parsed = schema.safeParse(environment[name] || undefined);
+    if (parsed.success) settings[name] = parsed.data;
+    else faults.push(...parsed.error.issues.map((issue) => `${name} ${issue.message}`));
+  }
+  for (const rule of RULES) {
+    const fault = rule(settings);
+    if (fault) faults.push(fault);
+  }
+  if (faults.length > 0) throw new InvalidSettings(faults);
+  return settings as Settings;
+}
+
+/** Reads this process's environment, once, at start. Ends the process with one message when it is faulty. */
+export function readSettings(): Settings {
+  try {
+    return parseSettings(process.env);
+  } catch (error) {
+    if (!(error instanceof InvalidSettings)) throw error;
+    process.stderr.write(`${error.message}\n`);
+    process.exit(78); // EX_CONFIG of sysexits.h
+  }
+}
+
+/** Injection token of the settings. */
+export const SETTINGS_TOKEN = Symbol('Settings');

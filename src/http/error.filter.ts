@@ -1,0 +1,59 @@
+import { type ArgumentsHost, Catch, type ExceptionFilter, HttpException, NotFoundException } from '@nestjs/common';
+import { type FastifyReply, type FastifyRequest } from 'fastify';
+import { isDatabaseUnavailable } from '../infrastructure/database-errors';
+import { JobNotCancellable, JobNotFound, ScenarioNotFound } from '../modules/scenario-jobs/job.errors';
+import { ApiError } from './api-error';
+
+/** Seconds after which a caller may expect Postgres back; long enough for a restart. */
+const RETRY_AFTER_S = 2;
+
+/** Turns whatever was thrown into the error envelope: the one place that knows the HTTP status of an error. */
+@Catch()
+export class ErrorFilter implements ExceptionFilter {
+  catch(thrown: unknown, host: ArgumentsHost) {
+    const http = host.switchToHttp();
+    const request = http.getRequest<FastifyRequest>();
+    const reply = http.getResponse<FastifyReply>();
+    const error = thrown instanceof NotFoundException ? unknownRoute(request) : toApiError(thrown);
+    if (error.code === 'internal_error') request.log.error({ err: thrown }, 'unexpected error');
+    if (error.code === 'service_unavailable') request.log.warn({ err: thrown }, 'postgres unavailable');
+    sendError(reply, error);
+  }
+}
+
+/** Nest found no handler: the path may exist under other methods. */
+function unknownRoute(request: FastifyRequest): ApiError {
+  const where = `${request.method} ${request.url.split('?', 1)[0]}`;
+  const allowed = request.allowedMethods();
+  if (allowed.length === 0) return new ApiError('route_not_found', `Route not found: ${where}`);
+  return new ApiError('method_not_allowed', `Method not allowed: ${where}`, { allow: allowed.join(', ') });
+}
+
+export function sendError(reply: FastifyReply, error: ApiError): void {
+  if (reply.sent) return;
+  void reply.status(error.status).headers(error.headers).send(error.envelope);
+}
+
+export function toApiError(thrown: unknown): ApiError {
+  if (thrown instanceof ApiError) return thrown;
+  if (thrown instanceof JobNotFound) return new ApiError('job_not_found', thrown.message);
+  if (thrown instanceof JobNotCancellable) return new ApiError('job_not_cancellable', thrown.message);
+  if (thrown instanceof ScenarioNotFound) return new ApiError('scenario_not_found', thrown.message);
+  if (isDatabaseUnavailable(thrown)) {
+    return new ApiError('service_unavailable', 'The service is temporarily unavailable, please try again', {
+      'retry-after': String(RETRY_AFTER_S),
+    });
+  }
+  return fromFramework(thrown) ?? new ApiError('internal_error', 'An unexpected error occurred');
+}
+
+/** What Fastify or Nest object to before a request reaches our code. */
+function fromFramework(thrown: unknown): ApiError | undefined {
+  const { code } = (thrown instanceof HttpException ? thrown.cause : thrown) as { code?: string };
+  const status = thrown instanceof HttpException ? thrown.getStatus() : (thrown as { statusCode?: number }).statusCode;
+  if (status === 413) return new ApiError('body_too_large', 'Request body is larger than 1 MiB');
+  if (status === 415) return new ApiError('unsupported_media_type', 'Content-Type must be application/json');
+  if (status === 408) return new ApiError('request_timeout', 'Request was not received in time');
+  if (status && status < 500) return new ApiError('malformed_request', code ?? 'Malformed request');
+  return undefined;
+}

@@ -1,0 +1,43 @@
+import { type INestApplication } from '@nestjs/common';
+import { DocumentBuilder, type OpenAPIObject, SwaggerModule } from '@nestjs/swagger';
+import { errorContent, ValidationErrorDetail } from './openapi-errors';
+
+/** The OpenAPI document of the api. */
+export function describeApi(app: INestApplication): OpenAPIObject {
+  const config = new DocumentBuilder()
+    .setTitle('Exec API')
+    .setVersion('1.0')
+    .setDescription(
+      'Creates scenarios in the background, and cancels them for real.\n\n' +
+        '## Authentication\n\n' +
+        'All requests require a valid API key passed in the Authorization header:\n\n' +
+        '```\nAuthorization: Bearer exec_live_...\n```\n',
+    )
+    .addBearerAuth(
+      { type: 'http', scheme: 'bearer', description: 'Format: `exec_live_` followed by 40 alphanumeric characters.' },
+      'bearerAuth',
+    )
+    .addSecurityRequirements('bearerAuth')
+    .build();
+  const document = SwaggerModule.createDocument(app, config, { extraModels: [ValidationErrorDetail] });
+
+  // Every operation needs a key; the response without one is described once.
+  document.components ??= {};
+  document.components.responses = {
+    Unauthorized: {
+      description: 'Missing or invalid API key',
+      content: errorContent('invalid_api_key', 'Invalid or inactive API key'),
+    },
+  };
+  for (const path of Object.values(document.paths)) {
+    for (const operation of [path.get, path.post, path.delete]) {
+      if (operation) operation.responses['401'] = { $ref: '#/components/responses/Unauthorized' };
+    }
+  }
+  return document;
+}
+
+/** Serves the document at /openapi.json, and a page to browse and try it at /docs. */
+export function serveApiDescription(app: INestApplication): void {
+  SwaggerModule.setup('docs', app, describeApi(app), { jsonDocumentUrl: 'openapi.json', raw: ['json'] });
+}

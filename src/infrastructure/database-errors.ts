@@ -1,0 +1,54 @@
+/** Prisma's codes for a database that cannot be reached, is closed, is out of connections or takes too long. */
+const PRISMA_CODES = new Set(['P1001', 'P1002', 'P1008', 'P1017', 'P2024', 'P2028', 'P2037']);
+/** SQLSTATE classes: connection, resources, operator intervention, system; and the refusals of a standby. */
+const SQLSTATES = /^(08|53|57|58)[0-9A-Z]{3}$|^25006$|^XX000$/;
+/** What the driver says without a code, when a connection ends or an answer does not come. */
+const MESSAGES =
+  /Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Connection ended/;
+const SOCKET_CODES = new Set(['ECONNREFUSED', 'ECONNRESET', 'ETIMEDOUT', 'ENOTFOUND', 'EAI_AGAIN', 'EPIPE', 'EHOSTUNREACH']);
+const ADAPTER_KINDS = new Set([
+  'DatabaseNotReachable',
+  'ConnectionClosed',
+  'SocketTimeout',
+  'TooManyConnections',
+  'TlsConnectionError',
+]);
+
+/**
+ * Whether an error means that Postgres could not do the work just now, through no fault of the statement.
+ * Prisma wraps the driver's error in its own, so the whole chain is searched.
+ */
+export function isDatabaseUnavailable(error: unknown): boolean {
+  return chain(error).some(
+    ({ code, originalCode, kind, message }) =>
+      PRISMA_CODES.has(String(code)) ||
+      SOCKET_CODES.has(String(code)) ||
+      SQLSTATES.test(String(originalCode ?? code)) ||
+      ADAPTER_KINDS.has(String(kind)) ||
+      MESSAGES.test(String(message)),
+  );
+}
+
+/** Whether an error is a unique violation of the index of this name. */
+export function isUniqueViolation(error: unknown, index: string): boolean {
+  const links = chain(error);
+  return (
+    links.some(({ code, kind, originalCode }) => originalCode === '23505' || code === '23505' || kind === 'UniqueConstraintViolation') &&
+    links.some((link) => JSON.stringify(link.constraint ?? link.message ?? '').includes(index))
+  );
+}
+
+type Link = Record<'code' | 'originalCode' | 'kind' | 'message' | 'constraint', unknown>;
+
+function chain(error: unknown): Link[] {
+  const links: Link[] = [];
+  const queue = [error];
+  while (queue.length > 0 && links.length < 10) {
+    const link = queue.shift();
+    if (typeof link !== 'object' || link === null) continue;
+    links.push(link as Link);
+    const { cause, meta } = link as { cause?: unknown; meta?: { driverAdapterError?: unknown } };
+    queue.push(cause, meta?.driverAdapterError);
+  }
+  return links;
+}

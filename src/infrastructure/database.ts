@@ -1,0 +1,42 @@
+import { Inject, Injectable, type OnApplicationShutdown } from '@nestjs/common';
+import { PrismaPg } from '@prisma/adapter-pg';
+import { SETTINGS_TOKEN, type Settings } from '../config/settings';
+import { PrismaClient } from '../generated/prisma/client';
+import { LOGGER, type Logger } from './logger';
+
+/** A statement is given up by Postgres after this long. */
+const STATEMENT_TIMEOUT_MS = 4000;
+/** Wait for an answer no longer than this: the server itself may have gone silent. */
+const QUERY_TIMEOUT_MS = 5000;
+/** Wait for a connection, a new one or one of the pool, no longer than this. */
+const CONNECT_TIMEOUT_MS = 2000;
+
+/** Prisma over a pool of Postgres connections in which nothing waits without a limit. */
+@Injectable()
+export class Database extends PrismaClient implements OnApplicationShutdown {
+  constructor(@Inject(SETTINGS_TOKEN) settings: Settings, @Inject(LOGGER) logger: Logger) {
+    super({
+      adapter: new PrismaPg(
+        {
+          connectionString: settings.DATABASE_URL,
+          max: settings.DATABASE_POOL_SIZE,
+          connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+          statement_timeout: STATEMENT_TIMEOUT_MS,
+          query_timeout: QUERY_TIMEOUT_MS,
+          keepAlive: true,
+          application_name: `scenario-jobs ${process.pid}`,
+        },
+        { onPoolError: (error) => logger.warn({ err: error }, 'postgres connection lost') },
+      ),
+    });
+  }
+
+  async onApplicationShutdown() {
+    await this.$disconnect();
+  }
+
+  /** Resolves when Postgres answers, else throws. */
+  async ping(): Promise<void> {
+    await this.$queryRaw`SELECT 1`;
+  }
+}

@@ -1,0 +1,50 @@
+import { type LoggerService } from '@nestjs/common';
+import { type Logger, pino } from 'pino';
+import { type Settings } from '../config/settings';
+
+export type { Logger } from 'pino';
+
+/** Injection token of the process's pino logger. */
+export const LOGGER = Symbol('Logger');
+
+/** One logger for each process: JSON lines, or coloured text with `LOG_FORMAT=pretty`. */
+export function createLogger(service: string, settings: Pick<Settings, 'LOG_LEVEL' | 'LOG_FORMAT'>): Logger {
+  return pino({
+    level: settings.LOG_LEVEL,
+    base: { service, pid: process.pid },
+    timestamp: pino.stdTimeFunctions.isoTime,
+    formatters: { level: (label) => ({ level: label }) },
+    ...(settings.LOG_FORMAT === 'pretty' && {
+      transport: { target: 'pino-pretty', options: { ignore: 'pid', translateTime: 'HH:MM:ss.l', singleLine: true } },
+    }),
+  });
+}
+
+/** Lets Nest's own messages go where ours go. Its chatter about modules and routes is for debugging. */
+export class NestLogger implements LoggerService {
+  constructor(private readonly logger: Logger) {}
+
+  log(message: unknown, context?: string) {
+    this.logger.debug({ context }, String(message));
+  }
+
+  warn(message: unknown, context?: string) {
+    this.logger.warn({ context }, String(message));
+  }
+
+  error(message: unknown, stack?: string, context?: string) {
+    this.logger.error({ context, ...(message instanceof Error ? { err: message } : { stack }) }, String(message));
+  }
+
+  debug(message: unknown, context?: string) {
+    this.logger.debug({ context }, String(message));
+  }
+
+  verbose(message: unknown, context?: string) {
+    this.logger.trace({ context }, String(message));
+  }
+
+  fatal(message: unknown, context?: string) {
+    this.logger.fatal({ context }, String(message));
+  }
+}

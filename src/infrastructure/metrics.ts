@@ -1,0 +1,83 @@
+import { Injectable } from '@nestjs/common';
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+
+/** From a doorbell on the loopback to a task killed after its whole grace. */
+const STOP_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 30, 60];
+const HTTP_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
+
+/** Every metric of both processes, described in docs/operations.md. A process shows those that it has used. */
+@Injectable()
+export class Metrics {
+  readonly registry = new Registry();
+
+  readonly httpSeconds = this.histogram('http_request_duration_seconds', 'HTTP requests', HTTP_BUCKETS, [
+    'method',
+    'route',
+    'status',
+  ]);
+  readonly cancelRequests = this.counter('scenario_jobs_cancel_requests_total', 'Cancel requests', ['from', 'outcome']);
+  readonly doorbells = this.counter('scenario_jobs_doorbells_total', 'Messages to the worker of a cancelled run', [
+    'outcome',
+  ]);
+  readonly signalSeconds = this.histogram(
+    'scenario_jobs_cancel_signal_seconds',
+    'From the cancel to the moment that the worker knows of it, by what told it',
+    STOP_BUCKETS,
+    ['source'],
+  );
+  readonly stopSeconds = this.histogram(
+    'scenario_jobs_cancel_stop_seconds',
+    'From the cancel to the confirmed end of the whole process group, by how it ended',
+    STOP_BUCKETS,
+    ['how'],
+  );
+  readonly lateResults = this.counter(
+    'scenario_jobs_late_results_refused_total',
+    'Results that came after their job was cancelled or taken over',
+    [],
+  );
+  readonly finished = this.counter('scenario_jobs_finished_total', 'Jobs that reached a terminal status', ['status']);
+  readonly repairs = this.counter('scenario_jobs_reconciler_repairs_total', 'Differences that were repaired', ['repair']);
+  readonly runs = this.gauge('scenario_jobs_runs_in_progress', 'Runs of this worker', []);
+  private readonly unfinished = this.gauge('scenario_jobs_unfinished', 'Jobs that wait or run', ['status']);
+  private readonly unconfirmed = this.gauge(
+    'scenario_jobs_stops_unconfirmed',
+    'Cancelled runs whose process is not yet known to be gone',
+    [],
+  );
+
+  constructor() {
+    collectDefaultMetrics({ register: this.registry });
+  }
+
+  /** Shows the jobs that are in the database, counted afresh at each scrape. */
+  showJobs(count: () => Promise<{ queued: number; processing: number; stopping: number }>): void {
+    const { unfinished, unconfirmed } = this;
+    // prom-client calls `collect` of every metric before it prints any.
+    Object.assign(unfinished, {
+      async collect() {
+        const counts = await count().catch(() => undefined);
+        if (!counts) {
+          unfinished.reset();
+          unconfirmed.reset();
+          return;
+        }
+        unfinished.set({ status: 'queued' }, counts.queued);
+        unfinished.set({ status: 'processing' }, counts.processing);
+        unconfirmed.set(counts.stopping);
+      },
+    });
+  }
+
+  private counter<Label extends string>(name: string, help: string, labelNames: Label[]) {
+    return new Counter({ name, help, labelNames, registers: [this.registry] });
+  }
+
+  private gauge<Label extends string>(name: string, help: string, labelNames: Label[]) {
+    return new Gauge({ name, help, labelNames, registers: [this.registry] });
+  }
+
+  private histogram<Label extends string>(name: string, help: string, buckets: number[], labelNames: Label[]) {
+    return new Histogram({ name, help, buckets, labelNames, registers: [this.registry] });
+  }
+}

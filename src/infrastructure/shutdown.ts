@@ -1,0 +1,36 @@
+import { type INestApplication } from '@nestjs/common';
+import { type Logger } from './logger';
+
+const SIGNALS = ['SIGINT', 'SIGTERM'] as const;
+
+/**
+ * The first signal ends the process gently: Nest closes the application, every part in its turn. A second one
+ * ends it at once. Either way the signal is raised again at the end, so that the exit status is honest.
+ */
+export function closeOnSignal(app: INestApplication, logger: Logger): void {
+  let closing = false;
+  const end = (signal: NodeJS.Signals) => {
+    for (const each of SIGNALS) process.removeAllListeners(each);
+    process.kill(process.pid, signal);
+  };
+  const onSignal = (signal: NodeJS.Signals) => {
+    if (closing) {
+      logger.warn({ signal }, 'second signal, ending at once');
+      return end(signal);
+    }
+    closing = true;
+    logger.info({ signal }, 'shutting down');
+    app.close().then(
+      () => {
+        logger.info('shut down');
+        logger.flush();
+        end(signal);
+      },
+      (error: unknown) => {
+        logger.error({ err: error }, 'shutdown failed');
+        process.exit(1);
+      },
+    );
+  };
+  for (const signal of SIGNALS) process.on(signal, onSignal);
+}

@@ -1,0 +1,76 @@
+import { Inject, Injectable } from '@nestjs/common';
+import { type Caller } from '../../../auth/caller';
+import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
+import { LOGGER, type Logger } from '../../../infrastructure/logger';
+import { Metrics } from '../../../infrastructure/metrics';
+import { cancelChannel, type CancelMessage } from '../cancel-channel';
+import { JobQueue } from '../job-queue';
+import { type CancelledJob, JobRepository, type JobRow } from '../job.repository';
+import { JobNotCancellable, JobNotFound } from '../job.errors';
+
+/** What a cancel found and did, for the log. */
+export type Cancelled = { job: JobRow; outcome: 'cancelled' | 'replayed'; from: 'queued' | 'processing' | 'cancelled' };
+
+/**
+ * Cancels a job. The row decides, in one conditional statement; once it is committed nothing can complete the
+ * job any more. Only then is the queue told, or the worker that runs it: both only make the effect fast, and
+ * either may fail without harm.
+ *
+ * - queued, delayed or waiting for a retry: cancelled, and taken out of the queue. It never starts.
+ * - processing: cancelled, and its worker is told to stop the task. Whatever it computes is discarded.
+ * - completed, failed, cancelled: `JobNotCancellable`, unless it was cancelled by a request with the same
+ *   idempotency key: then the answer of that request again.
+ * - missing, malformed id, another workspace's: `JobNotFound`.
+ * - finishing at this very moment: whichever statement Postgres takes first decides, for everyone.
+ */
+@Injectable()
+export class CancelJob {
+  constructor(
+    private readonly jobs: JobRepository,
+    private readonly queue: JobQueue,
+    private readonly metrics: Metrics,
+    @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
+    @Inject(LOGGER) private readonly logger: Logger,
+  ) {}
+
+  async cancel(caller: Caller, jobId: string, idempotencyKey: string | null): Promise<Cancelled> {
+    const job = await this.jobs.cancel(caller.workspaceId, jobId, { keyId: caller.keyId, idempotencyKey });
+    if (!job) return this.explain(caller, jobId, idempotencyKey);
+    const from = job.run ? 'processing' : 'queued';
+    this.metrics.cancelRequests.inc({ from, outcome: 'cancelled' });
+    this.metrics.finished.inc({ status: 'cancelled' });
+    await this.deliver(job);
+    return { job, outcome: 'cancelled', from };
+  }
+
+  /** Nothing was cancelled: says why, or repeats the answer that the first such request got. */
+  private async explain(caller: Caller, jobId: string, idempotencyKey: string | null): Promise<Cancelled> {
+    const same = idempotencyKey && (await this.jobs.findCancelledBy(caller.workspaceId, jobId, idempotencyKey));
+    if (same) {
+      this.metrics.cancelRequests.inc({ from: 'cancelled', outcome: 'replayed' });
+      return { job: same, outcome: 'replayed', from: 'cancelled' };
+    }
+    const job = await this.jobs.find(caller.workspaceId, jobId);
+    this.metrics.cancelRequests.inc(
+      job ? { from: job.status, outcome: 'not_cancellable' } : { from: 'none', outcome: 'not_found' },
+    );
+    if (!job) throw new JobNotFound(jobId);
+    throw new JobNotCancellable(jobId, job.status);
+  }
+
+  /** Makes the decision felt at once. If that fails, the claim, the poll or the sweep make it felt later. */
+  private async deliver({ id: jobId, run }: CancelledJob): Promise<void> {
+    try {
+      if (!run) {
+        await this.queue.remove(jobId);
+        return;
+      }
+      const message: CancelMessage = { jobId, runId: run.id };
+      const heard = await this.queue.redis.publish(cancelChannel(this.settings, run.workerId), JSON.stringify(message));
+      this.metrics.doorbells.inc({ outcome: heard > 0 ? 'heard' : 'unheard' });
+    } catch (error) {
+      if (run) this.metrics.doorbells.inc({ outcome: 'failed' });
+      this.logger.warn({ err: error, jobId, runId: run?.id }, 'cancel could not be delivered, and will be noticed later');
+    }
+  }
+}

@@ -1,0 +1,79 @@
+import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
+import {
+  IsDefined,
+  IsEmail,
+  IsNotEmpty,
+  IsOptional,
+  IsString,
+  MaxLength,
+  registerDecorator,
+  type ValidationOptions,
+} from 'class-validator';
+
+export const MAX_PROMPT = 10_000;
+export const MAX_CONTEXT = 50_000;
+const MAX_NAME = 255;
+
+/** Text that Postgres and UTF-8 can hold: no NUL, no half of a surrogate pair. */
+function IsStorableText(options?: ValidationOptions) {
+  return (target: object, propertyName: string) =>
+    registerDecorator({
+      name: 'isStorableText',
+      target: target.constructor,
+      propertyName,
+      options,
+      validator: {
+        validate: (value: unknown) => typeof value !== 'string' || (value.isWellFormed() && !value.includes('\0')),
+        defaultMessage: () => '$property must be valid Unicode text without NUL characters',
+      },
+    });
+}
+
+const required = { message: '$property is required' };
+const text = { message: '$property must be a string' };
+const notEmpty = { message: '$property must not be empty' };
+
+/** Body of the create operation. Lengths count characters, not bytes. */
+export class CreateJobDto {
+  @ApiProperty({ format: 'email', description: 'Email of the user on whose behalf the scenario is created' })
+  @IsDefined(required)
+  @IsString(text)
+  @IsStorableText()
+  @IsEmail({}, { message: '$property must be an email address' })
+  user_email!: string;
+
+  @ApiProperty({ maxLength: MAX_PROMPT, description: 'What the scenario is about' })
+  @IsDefined(required)
+  @IsString(text)
+  @IsNotEmpty(required)
+  @IsStorableText()
+  @MaxLength(MAX_PROMPT, { message: '$property must be at most $constraint1 characters' })
+  prompt!: string;
+
+  @ApiPropertyOptional({ type: String, maxLength: MAX_CONTEXT, description: 'Background material, in Markdown' })
+  @IsOptional()
+  @IsString(text)
+  @IsStorableText()
+  @MaxLength(MAX_CONTEXT, { message: '$property must be at most $constraint1 characters' })
+  context?: string | null;
+
+  @ApiPropertyOptional({ type: String, maxLength: MAX_NAME, description: 'Slug of a scenario of the workspace to remix' })
+  @IsOptional()
+  @IsString(text)
+  @IsNotEmpty(notEmpty)
+  @IsStorableText()
+  @MaxLength(MAX_NAME, { message: '$property must be at most $constraint1 characters' })
+  scenario_slug?: string | null;
+
+  @ApiPropertyOptional({
+    type: String,
+    maxLength: MAX_NAME,
+    description: 'Idempotency key: a workspace has at most one job with it',
+  })
+  @IsOptional()
+  @IsString(text)
+  @IsNotEmpty(notEmpty)
+  @IsStorableText()
+  @MaxLength(MAX_NAME, { message: '$property must be at most $constraint1 characters' })
+  request_id?: string | null;
+}

@@ -1,0 +1,40 @@
+import { Inject, Injectable } from '@nestjs/common';
+import { type Caller } from '../../../auth/caller';
+import { LOGGER, type Logger } from '../../../infrastructure/logger';
+import { JobQueue } from '../job-queue';
+import { JobRepository, type JobRow, type NewJob } from '../job.repository';
+import { ScenarioNotFound } from '../job.errors';
+
+/**
+ * Creates a job: the row first, then the queue entry. If Redis cannot take the entry the job is accepted all
+ * the same, and the reconciler adds it later.
+ */
+@Injectable()
+export class CreateJob {
+  constructor(
+    private readonly jobs: JobRepository,
+    private readonly queue: JobQueue,
+    @Inject(LOGGER) private readonly logger: Logger,
+  ) {}
+
+  /** `isNew` is false when the workspace already has a job with this `requestId`: then that one is returned. */
+  async create(caller: Caller, job: NewJob): Promise<{ job: JobRow; isNew: boolean }> {
+    const { workspaceId } = caller;
+    const existing = job.requestId !== null && (await this.jobs.findByRequestId(workspaceId, job.requestId));
+    if (existing) return { job: existing, isNew: false };
+    if (job.scenarioSlug !== null && !(await this.jobs.scenarioExists(workspaceId, job.scenarioSlug))) {
+      throw new ScenarioNotFound(job.scenarioSlug);
+    }
+    const created = await this.jobs.create(workspaceId, job);
+    if (created.isNew) await this.enqueue(created.job.id);
+    return created;
+  }
+
+  private async enqueue(jobId: string): Promise<void> {
+    try {
+      await this.queue.add(jobId);
+    } catch (error) {
+      this.logger.warn({ err: error, jobId }, 'job could not be queued, and will be by the reconciler');
+    }
+  }
+}

@@ -1,0 +1,301 @@
+import { Injectable } from '@nestjs/common';
+import { Prisma } from '../../generated/prisma/client';
+import { Database } from '../../infrastructure/database';
+import { isUniqueViolation } from '../../infrastructure/database-errors';
+import { isId, newId } from '../../infrastructure/ids';
+import { type JobStatus, type StopKind } from './job-status';
+
+/** A job as its callers see it, before it is dressed for HTTP. */
+export type JobRow = {
+  id: string;
+  status: JobStatus;
+  errorCode: string | null;
+  errorMessage: string | null;
+  createdAt: Date;
+  startedAt: Date | null;
+  completedAt: Date | null;
+  scenarioId: string | null;
+  scenarioName: string | null;
+  scenarioSlug: string | null;
+};
+
+/** What the caller of the create operation asks for. */
+export type NewJob = {
+  userEmail: string;
+  prompt: string;
+  context: string | null;
+  scenarioSlug: string | null;
+  requestId: string | null;
+};
+
+/** A cancelled job, with the run that must stop if one had begun. */
+export type CancelledJob = JobRow & { run: { id: string; workerId: string } | null };
+
+/** What a worker gets when it claims a job. */
+export type ClaimedJob = {
+  id: string;
+  attempt: number;
+  userEmail: string;
+  prompt: string;
+  context: string | null;
+  scenarioSlug: string | null;
+  requestId: string | null;
+};
+
+/** A run that a worker still owes an answer for: its result, or the word that its process is gone. */
+export type OwedRun = {
+  jobId: string;
+  runId: string;
+  status: 'processing' | 'cancelled';
+  /** Seconds since the job was cancelled, by the clock of Postgres. */
+  cancelledSeconds: number | null;
+};
+
+/** One run of a job; only the newest may record anything. */
+export type Run = { jobId: string; runId: string };
+
+/** What a task made; `content` is everything in its result but the name. */
+export type NewScenario = { name: string; slug: string; content: Record<string, unknown> };
+
+const JOB = Prisma.sql`j.id, j.status::text AS status, j.error_code AS "errorCode", j.error_message AS "errorMessage",
+  j.created_at AS "createdAt", j.started_at AS "startedAt", j.completed_at AS "completedAt"`;
+const NO_SCENARIO = Prisma.sql`NULL AS "scenarioId", NULL AS "scenarioName", NULL AS "scenarioSlug"`;
+const SCENARIO = Prisma.sql`s.id AS "scenarioId", s.name AS "scenarioName", s.slug AS "scenarioSlug"`;
+
+/** How often a scenario's slug may be taken away under our hands before `complete` gives up. */
+const SLUG_TRIES = 5;
+
+/**
+ * The only writer of a job's status. Each transition is ONE conditional statement, whose condition is the
+ * guard: what it returns says whether it happened. Statements are raw because the clock of Postgres, not
+ * that of this machine, sets every time: durations and the order of events then hold across machines.
+ */
+@Injectable()
+export class JobRepository {
+  constructor(private readonly database: Database) {}
+
+  /**
+   * Inserts a queued job. When the workspace already has a job with this `requestId`, whatever its status,
+   * inserts nothing and returns that one with `isNew: false`.
+   */
+  async create(workspaceId: string, job: NewJob): Promise<{ job: JobRow; isNew: boolean }> {
+    const inserted = await this.database.$queryRaw<JobRow[]>`
+      INSERT INTO scenario_jobs AS j (id, workspace_id, user_email, prompt, context, scenario_slug, request_id)
+      VALUES (${newId()}, ${workspaceId}, ${job.userEmail}, ${job.prompt}, ${job.context}, ${job.scenarioSlug}, ${job.requestId})
+      ON CONFLICT (workspace_id, request_id) DO NOTHING
+      RETURNING ${JOB}, ${NO_SCENARIO}`;
+    if (inserted[0]) return { job: inserted[0], isNew: true };
+    const existing = await this.findByRequestId(workspaceId, job.requestId as string);
+    if (!existing) throw new Error('a job with this request_id vanished while it was looked up');
+    return { job: existing, isNew: false };
+  }
+
+  async findByRequestId(workspaceId: string, requestId: string): Promise<JobRow | undefined> {
+    const rows = await this.database.$queryRaw<JobRow[]>`
+      SELECT ${JOB}, ${SCENARIO} FROM scenario_jobs j LEFT JOIN scenarios s ON s.job_id = j.id
+      WHERE j.workspace_id = ${workspaceId} AND j.request_id = ${requestId}`;
+    return rows[0];
+  }
+
+  /** The job, if it exists and is the workspace's. */
+  async find(workspaceId: string, jobId: string): Promise<JobRow | undefined> {
+    if (!isId(jobId)) return undefined;
+    const rows = await this.database.$queryRaw<JobRow[]>`
+      SELECT ${JOB}, ${SCENARIO} FROM scenario_jobs j LEFT JOIN scenarios s ON s.job_id = j.id
+      WHERE j.id = ${jobId} AND j.workspace_id = ${workspaceId}`;
+    return rows[0];
+  }
+
+  async scenarioExists(workspaceId: string, slug: string): Promise<boolean> {
+    return (await this.database.scenario.count({ where: { workspaceId, slug } })) > 0;
+  }
+
+  /**
+   * Decides a cancel. queued, processing: the job is cancelled and returned. completed, failed, cancelled,
+   * missing, another workspace's: nothing is written and nothing returned. A run that finishes while we ask
+   * either had its result in before, or finds the job cancelled and can record nothing.
+   */
+  async cancel(
+    workspaceId: string,
+    jobId: string,
+    by: { keyId: string; idempotencyKey: string | null },
+  ): Promise<CancelledJob | undefined> {
+    if (!isId(jobId)) return undefined;
+    const rows = await this.database.$queryRaw<(JobRow & { runId: string | null; workerId: string | null })[]>`
+      UPDATE scenario_jobs AS j
+      SET status = 'cancelled', completed_at = GREATEST(now(), j.started_at),
+          cancelled_by = ${by.keyId}, cancel_idempotency_key = ${by.idempotencyKey}
+      WHERE j.id = ${jobId} AND j.workspace_id = ${workspaceId} AND j.status IN ('queued', 'processing')
+      RETURNING ${JOB}, ${NO_SCENARIO}, j.run_id::text AS "runId", j.worker_id AS "workerId"`;
+    if (!rows[0]) return undefined;
+    const { runId, workerId, ...job } = rows[0];
+    return { ...job, run: runId && workerId ? { id: runId, workerId } : null };
+  }
+
+  /** The job, if it was cancelled by a request with this idempotency key. */
+  async findCancelledBy(workspaceId: string, jobId: string, idempotencyKey: string): Promise<JobRow | undefined> {
+    if (!isId(jobId)) return undefined;
+    const rows = await this.database.$queryRaw<JobRow[]>`
+      SELECT ${JOB}, ${NO_SCENARIO} FROM scenario_jobs j
+      WHERE j.id = ${jobId} AND j.workspace_id = ${workspaceId}
+        AND j.status = 'cancelled' AND j.cancel_idempotency_key = ${idempotencyKey}`;
+    return rows[0];
+  }
+
+  /**
+   * Takes the job for a run. queued: it becomes processing. processing: its worker is dead or has lost it, and
+   * this run takes over; the earlier one can record nothing from now on. Finished or missing: nothing.
+   */
+  async claim({ jobId, runId }: Run, workerId: string): Promise<ClaimedJob | undefined> {
+    const rows = await this.database.$queryRaw<ClaimedJob[]>`
+      UPDATE scenario_jobs
+      SET status = 'processing', run_id = ${runId}::uuid, worker_id = ${workerId}, attempt = attempt + 1,
+          started_at = COALESCE(started_at, now())
+      WHERE id = ${jobId} AND status IN ('queued', 'processing')
+      RETURNING id, attempt, user_email AS "userEmail", prompt, context, scenario_slug AS "scenarioSlug",
+                request_id AS "requestId"`;
+    return rows[0];
+  }
+
+  /**
+   * Records a run's scenario and completes its job, both or neither. False when the run may record nothing:
+   * the job was cancelled, or another run has taken over. Then the scenario is not kept either.
+   */
+  async complete({ jobId, runId }: Run, scenario: NewScenario): Promise<boolean> {
+    for (let tries = 1; ; tries++) {
+      const id = newId();
+      try {
+        const rows = await this.database.$queryRaw<unknown[]>`
+          WITH done AS (
+            UPDATE scenario_jobs SET status = 'completed', completed_at = GREATEST(now(), started_at)
+            WHERE id = ${jobId} AND status = 'processing' AND run_id = ${runId}::uuid
+            RETURNING id, workspace_id
+          )
+          INSERT INTO scenarios (id, workspace_id, job_id, slug, name, content)
+          SELECT ${id}, done.workspace_id, done.id,
+                 CASE WHEN EXISTS (SELECT FROM scenarios s WHERE s.workspace_id = done.workspace_id AND s.slug = ${scenario.slug})
+                      THEN ${`${scenario.slug}-${id}`} ELSE ${scenario.slug} END,
+                 ${scenario.name}, ${JSON.stringify(scenario.content)}::jsonb
+          FROM done
+          RETURNING id`;
+        return rows.length > 0;
+      } catch (error) {
+        // Two jobs chose the same slug at the same moment: the next try sees the other's.
+        if (!isUniqueViolation(error, 'scenarios_workspace_id_slug') || tries === SLUG_TRIES) throw error;
+      }
+    }
+  }
+
+  /** Records that a run failed for good. False when the run may record nothing. */
+  async fail({ jobId, runId }: Run, error: { code: string; message: string }): Promise<boolean> {
+    const rows = await this.database.$queryRaw<unknown[]>`
+      UPDATE scenario_jobs
+      SET status = 'failed', completed_at = GREATEST(now(), started_at),
+          error_code = ${error.code}, error_message = ${error.message}
+      WHERE id = ${jobId} AND status = 'processing' AND run_id = ${runId}::uuid
+      RETURNING id`;
+    return rows.length > 0;
+  }
+
+  /**
+   * Gives a job back to the queue: its run failed in a way that may pass, was interrupted, or is lost. An
+   * `interrupted` run does not count as an attempt. False when the run may record nothing.
+   */
+  async requeue({ jobId, runId }: Run, { interrupted }: { interrupted: boolean }): Promise<boolean> {
+    const rows = await this.database.$queryRaw<unknown[]>`
+      UPDATE scenario_jobs
+      SET status = 'queued', run_id = NULL, worker_id = NULL, attempt = GREATEST(attempt - ${interrupted ? 1 : 0}::int, 0)
+      WHERE id = ${jobId} AND status = 'processing' AND run_id = ${runId}::uuid
+      RETURNING id`;
+    return rows.length > 0;
+  }
+
+  /**
+   * Records that the process of a cancelled run is gone, and how it ended. Returns the seconds since the
+   * cancel, or nothing when this was recorded before or the run was not cancelled.
+   */
+  async confirmStopped({ jobId, runId }: Run, how: StopKind): Promise<number | undefined> {
+    const rows = await this.database.$queryRaw<{ seconds: number }[]>`
+      UPDATE scenario_jobs SET stopped_at = GREATEST(clock_timestamp(), completed_at), stopped_how = ${how}::stop_kind
+      WHERE id = ${jobId} AND status = 'cancelled' AND run_id = ${runId}::uuid AND stopped_at IS NULL
+      RETURNING EXTRACT(EPOCH FROM stopped_at - completed_at)::float8 AS seconds`;
+    return rows[0]?.seconds;
+  }
+
+  /** Confirms `worker_lost` for every cancelled run whose worker has not been heard of for `lostMs`. */
+  async confirmLost(lostMs: number): Promise<Run[]> {
+    return this.database.$queryRaw<Run[]>`
+      UPDATE scenario_jobs j SET stopped_at = clock_timestamp(), stopped_how = 'worker_lost'
+      WHERE j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL
+        AND j.status = 'cancelled' AND j.completed_at < now() - ${lostMs}::int * interval '1 ms'
+        AND NOT EXISTS (
+          SELECT FROM workers w WHERE w.id = j.worker_id AND w.seen_at > now() - ${lostMs}::int * interval '1 ms')
+      RETURNING j.id AS "jobId", j.run_id::text AS "runId"`;
+  }
+
+  /** Renews the worker's sign of life, and returns every run that it still owes an answer for. */
+  async reportAlive(workerId: string): Promise<OwedRun[]> {
+    return this.database.$queryRaw<OwedRun[]>`
+      WITH alive AS (
+        INSERT INTO workers (id) VALUES (${workerId}) ON CONFLICT (id) DO UPDATE SET seen_at = now()
+      )
+      SELECT id AS "jobId", run_id::text AS "runId", status::text AS status,
+             EXTRACT(EPOCH FROM clock_timestamp() - completed_at)::float8 AS "cancelledSeconds"
+      FROM scenario_jobs
+      WHERE worker_id = ${workerId} AND status IN ('processing', 'cancelled') AND stopped_at IS NULL`;
+  }
+
+  /** Takes back the sign of life: the worker ends and owes nothing any more. */
+  async reportGone(workerId: string): Promise<void> {
+    await this.database.worker.deleteMany({ where: { id: workerId } });
+  }
+
+  /** Forgets workers that have not been heard of for a day and owe no answer. */
+  async forgetOldWorkers(): Promise<void> {
+    await this.database.$executeRaw`
+      DELETE FROM workers w WHERE w.seen_at < now() - interval '1 day' AND NOT EXISTS (
+        SELECT FROM scenario_jobs j
+        WHERE j.worker_id = w.id AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
+  }
+
+  /**
+   * Up to `limit` jobs that the queue must know, by id after `after`: queued ones at least `ageMs` old, and
+   * processing ones whose worker has not been heard of for `lostMs`.
+   */
+  async findDependingOnQueue(after: string, limit: number, ageMs: number, lostMs: number) {
+    return this.database.$queryRaw<{ jobId: string; runId: string | null }[]>`
+      SELECT j.id AS "jobId", j.run_id::text AS "runId" FROM scenario_jobs j
+      WHERE j.id > ${after} AND (
+        (j.status = 'queued' AND j.created_at < now() - ${ageMs}::int * interval '1 ms')
+        OR (j.status = 'processing' AND NOT EXISTS (
+          SELECT FROM workers w WHERE w.id = j.worker_id AND w.seen_at > now() - ${lostMs}::int * interval '1 ms')))
+        AND j.status IN ('queued', 'processing')
+      ORDER BY j.id LIMIT ${limit}::int`;
+  }
+
+  /** How many jobs wait and run, and how many cancelled runs are not yet confirmed to be gone. */
+  async countUnfinished(): Promise<{ queued: number; processing: number; stopping: number }> {
+    const [counts] = await this.database.$queryRaw<[{ queued: number; processing: number; stopping: number }]>`
+      SELECT
+        (SELECT count(*) FROM scenario_jobs WHERE status = 'queued')::float8 AS queued,
+        (SELECT count(*) FROM scenario_jobs WHERE status = 'processing')::float8 AS processing,
+        (SELECT count(*) FROM scenario_jobs WHERE worker_id IS NOT NULL AND status IN ('processing', 'cancelled')
+           AND stopped_at IS NULL AND status = 'cancelled')::float8 AS stopping`;
+    return counts;
+  }
+
+  /**
+   * Runs `work` unless another process is running it: the lock is Postgres's own and ends with the
+   * transaction, so a dead process holds nothing.
+   */
+  async alone(work: () => Promise<void>, limitMs: number): Promise<void> {
+    await this.database.$transaction(
+      async (transaction) => {
+        const [lock] = await transaction.$queryRaw<[{ mine: boolean }]>`
+          SELECT pg_try_advisory_xact_lock(hashtext('scenario-jobs reconciler')) AS mine`;
+        if (lock.mine) await work();
+      },
+      { timeout: limitMs },
+    );
+  }
+}
