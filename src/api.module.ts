@@ -9,6 +9,7 @@ import { type Logger } from './infrastructure/logger';
 import { type Metrics } from './infrastructure/metrics';
 import { CancelJob } from './modules/scenario-jobs/api/cancel-job';
 import { CreateJob } from './modules/scenario-jobs/api/create-job';
+import { JobGauges } from './modules/scenario-jobs/api/job-gauges';
 import { JobsController } from './modules/scenario-jobs/api/jobs.controller';
 import { JobQueue } from './modules/scenario-jobs/job-queue';
 import { JobRepository } from './modules/scenario-jobs/job.repository';
@@ -28,6 +29,7 @@ export class ApiModule {
         JobQueue,
         CreateJob,
         CancelJob,
+        JobGauges,
         { provide: PING_REDIS, useFactory: (queue: JobQueue) => () => queue.ping(), inject: [JobQueue] },
       ],
     };

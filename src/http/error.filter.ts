@@ -15,6 +15,11 @@ export class ErrorFilter implements ExceptionFilter {
     const request = http.getRequest<FastifyRequest>();
     const reply = http.getResponse<FastifyReply>();
     const error = thrown instanceof NotFoundException ? unknownRoute(request) : toApiError(thrown);
+    request.logged = {
+      ...request.logged,
+      error: error.code,
+      ...(thrown instanceof JobNotCancellable && { from: thrown.status }),
+    };
     if (error.code === 'internal_error') request.log.error({ err: thrown }, 'unexpected error');
     if (error.code === 'service_unavailable') request.log.warn({ err: thrown }, 'postgres unavailable');
     sendError(reply, error);

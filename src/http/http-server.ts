@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { type IncomingMessage, STATUS_CODES } from 'node:http';
 import { type Socket } from 'node:net';
 import { FastifyAdapter } from '@nestjs/platform-fastify';
-import { type FastifyReply, type FastifyRequest } from 'fastify';
+import { type FastifyReply, type FastifyRequest, LogController } from 'fastify';
 import { type Logger } from '../infrastructure/logger';
 import { type Metrics } from '../infrastructure/metrics';
 import { ApiError, type ApiErrorCode } from './api-error';
@@ -22,12 +22,11 @@ const METHODS_WITH_BODY = new Set(['POST', 'PUT', 'PATCH']);
 export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapter {
   const adapter = new FastifyAdapter({
     loggerInstance: logger,
-    disableRequestLogging: true,
     bodyLimit: BODY_LIMIT,
     requestTimeout: REQUEST_TIMEOUT_MS,
     keepAliveTimeout: 72_000,
     genReqId: requestId,
-    requestIdLogLabel: 'requestId',
+    logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'requestId' }),
     // The id in a path is looked up however long it is: it is then not found.
     routerOptions: { maxParamLength: 65_536 },
     rewriteUrl: (request: IncomingMessage) => decodable(request.url ?? '/'),

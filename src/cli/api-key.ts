@@ -1,0 +1,162 @@
+import { parseArgs } from 'node:util';
+import { ApiKeyRepository } from '../auth/api-key.repository';
+import { InvalidSettings, parseSettings } from '../config/settings';
+import { Database } from '../infrastructure/database';
+import { isDatabaseUnavailable } from '../infrastructure/database-errors';
+import { createLogger } from '../infrastructure/logger';
+
+const HELP = `Usage: npm run -s api-key -- <command> [options]
+
+Commands
+  create --workspace <slug> --name <name> [--expires <time>]
+                          Makes a key and prints it, the only time that it can be seen.
+                          A workspace that is new is created.
+  list [--workspace <slug>]
+                          Lists keys: id, workspace, name, state, times. Never the keys themselves.
+  revoke <key-id>         Ends a key at once.
+  rotate <key-id> [--overlap <time>]
+                          Makes a key like this one and prints it. The old one ends at once, or after the overlap.
+
+A time is a number and a unit: 30m, 12h, 90d. DATABASE_URL names the database.
+A key is printed alone on standard output; everything else goes to standard error.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.
+`;
+
+const UNITS: Record<string, number> = { m: 60_000, h: 3_600_000, d: 86_400_000 };
+const SLUG = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/;
+
+class WrongUsage extends Error {}
+class Failed extends Error {}
+
+type Options = { workspace?: string; name?: string; expires?: string; overlap?: string };
+type Command = { options: (keyof Options)[]; takesId: boolean; run: (keys: ApiKeyRepository, given: Options, id: string) => Promise<void> };
+
+const COMMANDS: Record<string, Command> = {
+  create: {
+    options: ['workspace', 'name', 'expires'],
+    takesId: false,
+    async run(keys, { workspace, name, expires }) {
+      if (workspace === undefined) throw new WrongUsage('--workspace is required');
+      checkSlug(workspace);
+      const { id, key } = await keys.create(workspace, checkName(name), expires === undefined ? null : after(expires, '--expires'));
+      note(`Key ${id} of workspace ${workspace}:`);
+      print(key);
+    },
+  },
+  list: {
+    options: ['workspace'],
+    takesId: false,
+    async run(keys, { workspace }) {
+      if (workspace !== undefined) checkSlug(workspace);
+      const listed = await keys.list(workspace);
+      if (listed.length === 0) return note('No keys');
+      for (const key of listed) {
+        const times = [['created', key.createdAt], ['expires', key.expiresAt], ['revoked', key.revokedAt]] as const;
+        const shown = times.flatMap(([what, time]) => (time ? [`${what} ${time.toISOString()}`] : []));
+        print([key.id, key.workspace.slug, key.name, stateOf(key), ...shown].join('\t'));
+      }
+    },
+  },
+  revoke: {
+    options: [],
+    takesId: true,
+    async run(keys, _options, id) {
+      if (!(await keys.revoke(id))) throw new Failed(`There is no key ${id}, or it is revoked already`);
+      note(`Key ${id} is revoked`);
+    },
+  },
+  rotate: {
+    options: ['overlap'],
+    takesId: true,
+    async run(keys, { overlap }, id) {
+      const created = await keys.rotate(id, overlap === undefined ? new Date() : after(overlap, '--overlap'));
+      if (!created) throw new Failed(`There is no key ${id}, or it is revoked or expired`);
+      note(`Key ${created.id} takes the place of ${id}:`);
+      print(created.key);
+    },
+  },
+};
+
+async function main(args: string[]): Promise<number> {
+  try {
+    const { values, positionals } = parse(args);
+    if (values.help) {
+      print(HELP.trimEnd());
+      return 0;
+    }
+    const [name, id, ...rest] = positionals;
+    const command = name === undefined ? undefined : COMMANDS[name];
+    if (!command) throw new WrongUsage(name === undefined ? 'A command is required' : `Unknown command: ${name}`);
+    const surplus = command.takesId ? rest[0] : id;
+    if (surplus !== undefined) throw new WrongUsage(`Unknown argument: ${surplus}`);
+    if (command.takesId && id === undefined) throw new WrongUsage(`${name} needs the id of a key; \`list\` shows them`);
+    for (const option of Object.keys(values)) {
+      if (!command.options.includes(option as keyof Options)) throw new WrongUsage(`${name} has no option --${option}`);
+    }
+    await withKeys((keys) => command.run(keys, values, id ?? ''));
+    return 0;
+  } catch (error) {
+    if (error instanceof WrongUsage) {
+      note(`${error.message}\n\n${HELP.trimEnd()}`);
+      return 2;
+    }
+    if (error instanceof Failed || error instanceof InvalidSettings) note(error.message);
+    else if (isDatabaseUnavailable(error)) note('Postgres cannot be reached; DATABASE_URL names it');
+    else note(`Failed: ${error instanceof Error ? error.message : String(error)}`);
+    return 1;
+  }
+}
+
+function parse(args: string[]) {
+  const text = { type: 'string' } as const;
+  try {
+    return parseArgs({
+      args,
+      allowPositionals: true,
+      options: { workspace: text, name: text, expires: text, overlap: text, help: { type: 'boolean', short: 'h' } },
+    });
+  } catch (error) {
+    throw new WrongUsage(error instanceof Error ? error.message : String(error));
+  }
+}
+
+async function withKeys(work: (keys: ApiKeyRepository) => Promise<void>): Promise<void> {
+  // Keys need no Redis; the settings as a whole do.
+  const settings = parseSettings({ REDIS_URL: 'redis://127.0.0.1', ...process.env, LOG_LEVEL: 'silent' });
+  const database = new Database(settings, createLogger('api-key', settings));
+  try {
+    await work(new ApiKeyRepository(database));
+  } finally {
+    await database.$disconnect();
+  }
+}
+
+function checkSlug(slug: string): void {
+  if (!SLUG.test(slug)) {
+    throw new WrongUsage('--workspace must be 1 to 63 of a-z, 0-9 and -, and neither begin nor end with -');
+  }
+}
+
+function checkName(name: string | undefined): string {
+  if (name === undefined) throw new WrongUsage('--name is required');
+  if (!/^[^\p{Control}]{1,100}$/u.test(name)) throw new WrongUsage('--name must be 1 to 100 printable characters');
+  return name;
+}
+
+function after(time: string, option: string): Date {
+  const [, number, unit] = /^(\d{1,6})([mhd])$/.exec(time) ?? [];
+  if (!number || !unit || Number(number) === 0) throw new WrongUsage(`${option} must be a number and a unit, like 30m, 12h or 90d`);
+  return new Date(Date.now() + Number(number) * (UNITS[unit] ?? 0));
+}
+
+function stateOf({ revokedAt, expiresAt, workspace }: { revokedAt: Date | null; expiresAt: Date | null; workspace: { active: boolean } }) {
+  if (revokedAt) return 'revoked';
+  if (expiresAt && expiresAt <= new Date()) return 'expired';
+  return workspace.active ? 'active' : 'workspace inactive';
+}
+
+const print = (line: string) => void process.stdout.write(`${line}\n`);
+const note = (line: string) => void process.stderr.write(`${line}\n`);
+
+void main(process.argv.slice(2)).then((code) => (process.exitCode = code));

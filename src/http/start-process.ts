@@ -1,0 +1,39 @@
+import { type DynamicModule } from '@nestjs/common';
+import { NestFactory } from '@nestjs/core';
+import { type NestFastifyApplication } from '@nestjs/platform-fastify';
+import { type Settings } from '../config/settings';
+import { createLogger, type Logger, NestLogger } from '../infrastructure/logger';
+import { Metrics } from '../infrastructure/metrics';
+import { closeOnSignal } from '../infrastructure/shutdown';
+import { ErrorFilter } from './error.filter';
+import { createHttpServer } from './http-server';
+
+type ProcessModule = { of(settings: Settings, logger: Logger, metrics: Metrics): DynamicModule };
+
+/** Starts a process of the service: its module, and HTTP on `port`. Ends it when it cannot be started. */
+export async function startProcess(
+  name: string,
+  module: ProcessModule,
+  settings: Settings,
+  port: number,
+  prepare: (app: NestFastifyApplication) => void = () => undefined,
+): Promise<void> {
+  const logger = createLogger(name, settings);
+  const metrics = new Metrics();
+  try {
+    const app = await NestFactory.create<NestFastifyApplication>(
+      module.of(settings, logger, metrics),
+      createHttpServer(logger, metrics),
+      { bodyParser: false, logger: new NestLogger(logger), abortOnError: false },
+    );
+    app.useGlobalFilters(new ErrorFilter());
+    prepare(app);
+    closeOnSignal(app, logger);
+    await app.listen(port, settings.HOST);
+    logger.info({ url: await app.getUrl() }, `${name} is listening`);
+  } catch (error) {
+    logger.fatal({ err: error }, `${name} could not start`);
+    process.exitCode = 1;
+    setTimeout(() => process.exit(1), 1000).unref();
+  }
+}

@@ -1,0 +1,121 @@
+/**
+ * The process of one run. It loads one task module, runs it, reports and exits. It knows neither Postgres nor
+ * Redis, and imports next to nothing, for it is started anew for each run.
+ *
+ * Its worker sends `start` and perhaps `stop`; it sends `acknowledged` when its event loop comes round to the
+ * stop, `progress`, and at the end `returned` or `threw`.
+ */
+import { pathToFileURL } from 'node:url';
+import { type FromTask, type TaskError, type ToTask } from './modules/scenario-jobs/worker/task-messages';
+
+/** Progress is a hint for people: more often than this nobody can read it. */
+const PROGRESS_EVERY_MS = 200;
+/** A result is the description of a scenario, not a file. */
+const MAX_RESULT_BYTES = 1024 * 1024;
+/** Codes of errors of the network, which may pass. */
+const TRANSIENT = new Set(['ECONNRESET', 'ECONNREFUSED', 'ETIMEDOUT', 'EAI_AGAIN', 'EPIPE', 'EHOSTUNREACH', 'ENETUNREACH']);
+
+const stop = new AbortController();
+
+process.on('message', (message: ToTask) => {
+  if (message.kind === 'start') void run(message);
+  else {
+    send({ kind: 'acknowledged' });
+    stop.abort(new Error('the job was cancelled'));
+  }
+});
+// The worker is gone, and with it whoever could use a result. A loop that never yields does not get here: the
+// watchdog ends it.
+process.on('disconnect', () => process.exit(1));
+
+async function run({ module, input }: Extract<ToTask, { kind: 'start' }>): Promise<void> {
+  finish(await attempt(module, input));
+}
+
+async function attempt(path: string, input: Record<string, unknown>): Promise<FromTask> {
+  let task: unknown;
+  try {
+    task = taskOf(await import(pathToFileURL(path).href));
+  } catch (error) {
+    console.error(error);
+    return { kind: 'threw', error: failure('TASK_NOT_LOADED', 'The task could not be loaded') };
+  }
+  if (typeof task !== 'function') {
+    console.error(`${path} has no default export that is a function`);
+    return { kind: 'threw', error: failure('TASK_NOT_LOADED', 'The task could not be loaded') };
+  }
+  let result: unknown;
+  try {
+    result = await (task as (...args: unknown[]) => unknown)(input, { signal: stop.signal, progress: progressReporter() });
+  } catch (error) {
+    if (!stop.signal.aborted) console.error(error);
+    return { kind: 'threw', error: describe(error) };
+  }
+  return toMessage(result);
+}
+
+/** The default export of an ES module, or what a CommonJS module exports, compiled from TypeScript or not. */
+function taskOf(module: { default?: unknown }): unknown {
+  const exported = module.default;
+  return typeof exported === 'object' && exported !== null && 'default' in exported ? exported.default : exported;
+}
+
+function toMessage(result: unknown): FromTask {
+  let json: string | undefined;
+  try {
+    json = JSON.stringify(result);
+  } catch (error) {
+    console.error(error);
+    return { kind: 'threw', error: failure('RESULT_NOT_SERIALISABLE', 'The result of the task cannot be written as JSON') };
+  }
+  if (json !== undefined && Buffer.byteLength(json) > MAX_RESULT_BYTES) {
+    return { kind: 'threw', error: failure('RESULT_TOO_LARGE', 'The result of the task is larger than 1 MiB') };
+  }
+  return { kind: 'returned', result: json };
+}
+
+/**
+ * What the job's caller may know of an error. Only one that says `expose: true` shows its code and message; of
+ * any other they stay in the log, for they can name files, hosts or worse.
+ */
+function describe(thrown: unknown): TaskError {
+  const error = (typeof thrown === 'object' && thrown !== null ? thrown : {}) as Record<string, unknown>;
+  const { code, message, expose, retryable } = error;
+  const passing = retryable === true || (retryable === undefined && typeof code === 'string' && TRANSIENT.has(code));
+  const exposed = expose === true && typeof message === 'string';
+  return {
+    code: exposed && typeof code === 'string' && /^[A-Z][A-Z0-9_]{0,63}$/.test(code) ? code : 'GENERATION_ERROR',
+    message: exposed ? message.slice(0, 1000) : 'Unable to generate scenario from the provided prompt',
+    retryable: passing,
+  };
+}
+
+function failure(code: string, message: string): TaskError {
+  return { code, message, retryable: false };
+}
+
+/** Passes on the latest progress, at most so often; what comes in between is overtaken. */
+function progressReporter(): (value: unknown) => void {
+  let latest: unknown;
+  let timer: NodeJS.Timeout | undefined;
+  let last = 0;
+  const report = () => {
+    timer = undefined;
+    last = performance.now();
+    send({ kind: 'progress', progress: latest });
+  };
+  return (value) => {
+    latest = value;
+    timer ??= setTimeout(report, Math.max(0, last + PROGRESS_EVERY_MS - performance.now())).unref();
+  };
+}
+
+function send(message: FromTask): void {
+  // Without a worker there is nobody to tell; `disconnect` ends the process.
+  process.send?.(message, undefined, undefined, () => undefined);
+}
+
+/** Sends the last message and exits when it is out, whatever the task left running. */
+function finish(message: FromTask): void {
+  process.send?.(message, undefined, undefined, () => process.exit(0));
+}

@@ -1,0 +1,35 @@
+/**
+ * The watchdog of one worker process: kills the process trees of its tasks when the worker is gone, at once, or
+ * silent for longer than the milliseconds in its one argument. See modules/scenario-jobs/worker/watchdog.ts.
+ */
+import { killTree, type ProcessTree } from './modules/scenario-jobs/worker/process-tree';
+import { type FromWatchdog, HEARTBEAT_MS, type ToWatchdog } from './modules/scenario-jobs/worker/watchdog-messages';
+
+const patience = Math.max(1, Math.round(Number(process.argv[2]) / HEARTBEAT_MS));
+const trees = new Map<string, ProcessTree>();
+/** Counted in our own ticks, not by the clock: a machine that slept as a whole has frozen us both. */
+let silentTicks = 0;
+
+process.on('message', (message: ToWatchdog) => {
+  silentTicks = 0;
+  if (message.kind === 'watch') trees.set(message.tree.runId, message.tree);
+  if (message.kind === 'forget') trees.delete(message.tree.runId);
+});
+
+setInterval(() => {
+  if (++silentTicks >= patience) void killAll();
+}, HEARTBEAT_MS);
+
+process.on('disconnect', () => void killAll().finally(() => process.exit(0)));
+// It ends with its worker and not before.
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined);
+
+async function killAll(): Promise<void> {
+  await Promise.all(
+    [...trees.values()].map(async (tree) => {
+      trees.delete(tree.runId);
+      await killTree(tree);
+      if (process.connected) process.send?.({ kind: 'killed', runId: tree.runId } satisfies FromWatchdog, undefined, undefined, () => undefined);
+    }),
+  );
+}

@@ -1,0 +1,7 @@
+import 'reflect-metadata';
+import { readSettings } from './config/settings';
+import { startProcess } from './http/start-process';
+import { WorkerModule } from './worker.module';
+
+const settings = readSettings();
+void startProcess('worker', WorkerModule, settings, settings.WORKER_PORT);

@@ -1,0 +1,76 @@
+import { Injectable } from '@nestjs/common';
+import { type TaskProcess } from './task-process';
+
+/**
+ * Why a run is stopped. `cancelled`: its job is. `superseded`: another run has taken over. `interrupted`: this
+ * worker shuts down, or cannot ask Postgres any more. `timeout`: it takes too long.
+ */
+export type StopReason = 'cancelled' | 'superseded' | 'interrupted' | 'timeout';
+
+/** A run that this worker has begun and not yet answered for. */
+export class ActiveRun {
+  /** Whether Postgres has answered the claim: before that, it may not know the run yet. */
+  claimed = false;
+  reason: StopReason | undefined;
+  private process: TaskProcess | undefined;
+
+  constructor(
+    readonly jobId: string,
+    readonly runId: string,
+  ) {}
+
+  /** Gives the run its process. A stop that came before reaches it now. */
+  attach(process: TaskProcess): void {
+    this.process = process;
+    if (this.reason) process.stop();
+  }
+
+  /** Stops the run. The first reason counts. False when it is being stopped already. */
+  stop(reason: StopReason): boolean {
+    if (this.reason) return false;
+    this.reason = reason;
+    this.process?.stop();
+    return true;
+  }
+}
+
+/**
+ * The runs of this worker, by run id. BullMQ's own `cancelJob` knows jobs by their id only and goes wrong when a
+ * worker that lost its lock gets the same job again; a run id is never used twice.
+ */
+@Injectable()
+export class ActiveRuns {
+  private readonly runs = new Map<string, { run: ActiveRun; settled: Promise<unknown> }>();
+
+  get size(): number {
+    return this.runs.size;
+  }
+
+  get(runId: string): ActiveRun | undefined {
+    return this.runs.get(runId)?.run;
+  }
+
+  all(): ActiveRun[] {
+    return [...this.runs.values()].map(({ run }) => run);
+  }
+
+  /** Keeps the run here until `work` is done. */
+  async during<T>(run: ActiveRun, work: () => Promise<T>): Promise<T> {
+    const outcome = work();
+    this.runs.set(run.runId, { run, settled: outcome.catch(() => undefined) });
+    try {
+      return await outcome;
+    } finally {
+      this.runs.delete(run.runId);
+    }
+  }
+
+  stopAll(reason: StopReason): void {
+    for (const run of this.all()) run.stop(reason);
+  }
+
+  /** Resolves when every run of this moment has ended. */
+  async settled(): Promise<void> {
+    await Promise.all([...this.runs.values()].map(({ settled }) => settled));
+  }
+}

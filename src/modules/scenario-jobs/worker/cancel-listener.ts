@@ -1,0 +1,117 @@
+import { Inject, Injectable } from '@nestjs/common';
+import { type Redis } from 'ioredis';
+import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
+import { LOGGER, type Logger } from '../../../infrastructure/logger';
+import { Metrics } from '../../../infrastructure/metrics';
+import { connectPatiently } from '../../../infrastructure/redis';
+import { cancelChannel } from '../cancel-channel';
+import { JobRepository, type OwedRun } from '../job.repository';
+import { ActiveRuns } from './active-runs';
+import { WORKER_ID } from './worker-id';
+
+/** What makes the worker ask Postgres about its runs. */
+type Source = 'doorbell' | 'poll' | 'resubscribe';
+
+/**
+ * Learns which of this worker's runs must stop, in three ways of which each is enough: the doorbell, a poll, and
+ * a look whenever the subscription to the doorbell begins anew. All three do the same: they ask Postgres. What a
+ * message says is never believed.
+ */
+@Injectable()
+export class CancelListener {
+  private subscription: Redis | undefined;
+  private timer: NodeJS.Timeout | undefined;
+  private stopped = false;
+  private lastAnswer = performance.now();
+  private asking: Promise<void> | undefined;
+  private askAgain: Source | undefined;
+
+  constructor(
+    private readonly jobs: JobRepository,
+    private readonly runs: ActiveRuns,
+    private readonly metrics: Metrics,
+    @Inject(WORKER_ID) private readonly workerId: string,
+    @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
+    @Inject(LOGGER) private readonly logger: Logger,
+  ) {}
+
+  start(): void {
+    const subscription = connectPatiently(this.settings, this.logger, 'doorbell');
+    this.subscription = subscription;
+    // ioredis would subscribe again by itself, but does not say when that is done.
+    subscription.options.autoResubscribe = false;
+    subscription.on('ready', () => {
+      subscription.subscribe(cancelChannel(this.settings, this.workerId)).then(
+        () => this.ask('resubscribe'),
+        (error: unknown) => this.logger.warn({ err: error }, 'doorbell could not be subscribed to'),
+      );
+    });
+    subscription.on('message', () => void this.ask('doorbell'));
+    this.poll();
+  }
+
+  async stop(): Promise<void> {
+    this.stopped = true;
+    clearTimeout(this.timer);
+    this.subscription?.disconnect();
+    await this.asking;
+  }
+
+  private poll(): void {
+    void this.ask('poll').finally(() => {
+      if (!this.stopped) this.timer = setTimeout(() => this.poll(), this.settings.CANCEL_POLL_MS);
+    });
+  }
+
+  /** One question at a time. Whatever comes in while one is under way is answered by one more after it. */
+  private async ask(source: Source): Promise<void> {
+    if (this.asking) {
+      this.askAgain = source;
+      return this.asking;
+    }
+    this.asking = this.askPostgres(source);
+    await this.asking;
+    this.asking = undefined;
+    const again = this.askAgain;
+    this.askAgain = undefined;
+    if (again && !this.stopped) await this.ask(again);
+  }
+
+  private async askPostgres(source: Source): Promise<void> {
+    // Only of these does Postgres know for certain: others may be claimed while it answers.
+    const claimed = this.runs.all().filter((run) => run.claimed);
+    try {
+      const owed = await this.jobs.reportAlive(this.workerId);
+      this.lastAnswer = performance.now();
+      for (const run of owed) await this.compare(run, source);
+      const known = new Set(owed.map(({ runId }) => runId));
+      for (const run of claimed) {
+        if (!known.has(run.runId)) run.stop('superseded');
+      }
+    } catch (error) {
+      const blindMs = Math.round(performance.now() - this.lastAnswer);
+      this.logger.warn({ err: error, source, blindMs }, 'could not ask which runs were cancelled');
+      // Nobody can tell these runs that they are cancelled, so they must not go on for ever.
+      if (blindMs > this.settings.BLIND_MS) this.runs.stopAll('interrupted');
+    }
+  }
+
+  /** Holds what Postgres says of a run against what this worker knows of it. */
+  private async compare(owed: OwedRun, source: Source): Promise<void> {
+    const run = this.runs.get(owed.runId);
+    if (run) {
+      if (owed.status === 'cancelled' && run.stop('cancelled')) {
+        this.metrics.signalSeconds.observe({ source }, owed.cancelledSeconds ?? 0);
+        this.logger.info({ jobId: run.jobId, runId: run.runId, source }, 'stopping: the job was cancelled');
+      }
+      return;
+    }
+    // A run that nobody runs: its end, or its beginning, could not be recorded. If it has just ended after all,
+    // both of these change nothing.
+    if (owed.status === 'cancelled') await this.jobs.confirmStopped(owed, 'worker_lost');
+    else if (await this.jobs.requeue(owed, { interrupted: true })) {
+      this.metrics.repairs.inc({ repair: 'orphan_requeued' });
+      this.logger.warn({ jobId: owed.jobId, runId: owed.runId }, 'requeued a run that this worker does not run');
+    }
+  }
+}

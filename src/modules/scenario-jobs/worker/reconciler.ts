@@ -1,0 +1,85 @@
+import { Inject, Injectable } from '@nestjs/common';
+import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
+import { LOGGER, type Logger } from '../../../infrastructure/logger';
+import { Metrics } from '../../../infrastructure/metrics';
+import { JobQueue } from '../job-queue';
+import { JobRepository } from '../job.repository';
+
+const PAGE = 1000;
+/** A create is between its two writes for no longer than this. */
+const SETTLED_MS = 2000;
+/** Longest pass; then the next worker may have a try. */
+const PASS_LIMIT_MS = 60_000;
+
+/**
+ * Compares rows with the queue and repairs what differs: a queued job that the queue does not know is added; a
+ * processing one whose worker is dead and that the queue does not know is requeued; a cancelled run whose worker
+ * is dead is confirmed as `worker_lost`. Runs on one worker at a time. With it a create that died between its
+ * two writes, and a Redis that lost everything, cost time and no job.
+ */
+@Injectable()
+export class Reconciler {
+  private timer: NodeJS.Timeout | undefined;
+  private stopped = false;
+  private pass: Promise<void> | undefined;
+
+  constructor(
+    private readonly jobs: JobRepository,
+    private readonly queue: JobQueue,
+    private readonly metrics: Metrics,
+    @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
+    @Inject(LOGGER) private readonly logger: Logger,
+  ) {}
+
+  start(): void {
+    this.timer = setTimeout(() => {
+      this.pass = this.reconcile().finally(() => {
+        if (!this.stopped) this.start();
+      });
+    }, this.settings.RECONCILE_MS);
+  }
+
+  async stop(): Promise<void> {
+    this.stopped = true;
+    clearTimeout(this.timer);
+    await this.pass;
+  }
+
+  private async reconcile(): Promise<void> {
+    try {
+      await this.jobs.alone(async () => {
+        await this.confirmLost();
+        await this.repairQueue();
+        await this.jobs.forgetOldWorkers();
+      }, PASS_LIMIT_MS);
+    } catch (error) {
+      this.logger.warn({ err: error }, 'reconciler pass failed, will try again');
+    }
+  }
+
+  private async confirmLost(): Promise<void> {
+    for (const { jobId, runId } of await this.jobs.confirmLost(this.settings.WORKER_LOST_MS)) {
+      this.repaired('worker_lost', jobId, runId);
+    }
+  }
+
+  private async repairQueue(): Promise<void> {
+    for (let after = ''; !this.stopped; ) {
+      const page = await this.jobs.findDependingOnQueue(after, PAGE, SETTLED_MS, this.settings.WORKER_LOST_MS);
+      const missing = new Set(await this.queue.missing(page.map(({ jobId }) => jobId)));
+      for (const { jobId, runId } of page.filter((job) => missing.has(job.jobId))) {
+        if (runId && !(await this.jobs.requeue({ jobId, runId }, { interrupted: false }))) continue;
+        await this.queue.add(jobId);
+        this.repaired(runId ? 'requeued' : 'added', jobId, runId);
+      }
+      const last = page.at(-1);
+      if (!last || page.length < PAGE) return;
+      after = last.jobId;
+    }
+  }
+
+  private repaired(repair: string, jobId: string, runId: string | null): void {
+    this.metrics.repairs.inc({ repair });
+    this.logger.warn({ jobId, runId, repair }, 'reconciler repaired a job');
+  }
+}

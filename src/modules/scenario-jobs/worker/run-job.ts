@@ -1,0 +1,231 @@
+import { randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Inject, Injectable } from '@nestjs/common';
+import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
+import { isDatabaseUnavailable } from '../../../infrastructure/database-errors';
+import { LOGGER, type Logger } from '../../../infrastructure/logger';
+import { Metrics } from '../../../infrastructure/metrics';
+import { type StopKind } from '../job-status';
+import { type ClaimedJob, JobRepository, type Run } from '../job.repository';
+import { ActiveRun, ActiveRuns } from './active-runs';
+import { parseResult } from './task-result';
+import { type TaskEnd, TaskProcess } from './task-process';
+import { Watchdog } from './watchdog';
+import { WORKER_ID } from './worker-id';
+
+/** What became of a run. */
+export type Outcome =
+  /** Nothing ran: the job is finished, or was cancelled before it began, or never was. */
+  | { kind: 'refused' }
+  | { kind: 'completed' }
+  | { kind: 'failed'; code: string }
+  /** The job was cancelled, and the process is gone. */
+  | { kind: 'cancelled'; how: StopKind }
+  /** Another run has taken over. */
+  | { kind: 'superseded' }
+  /** An error that may pass: the job is queued again, to run after the delay. */
+  | { kind: 'retry'; delayMs: number }
+  /** Cut short through no fault of the job, which is queued again. */
+  | { kind: 'interrupted' };
+
+const MAX_BACKOFF_MS = 60_000;
+const RECORD_AGAIN_AFTER_MS = 250;
+const PROGRESS_EVERY_MS = 1000;
+
+const BUILT_IN_TASK = require.resolve('../tasks/generate-scenario');
+
+/** Runs a job once: claims it, runs its task, records how it ended. */
+@Injectable()
+export class RunJob {
+  constructor(
+    private readonly jobs: JobRepository,
+    private readonly runs: ActiveRuns,
+    private readonly watchdog: Watchdog,
+    private readonly metrics: Metrics,
+    @Inject(WORKER_ID) private readonly workerId: string,
+    @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
+    @Inject(LOGGER) private readonly logger: Logger,
+  ) {}
+
+  /** `onProgress` hears what the task last reported, at most once a second. */
+  async run(jobId: string, onProgress: (progress: unknown) => void): Promise<Outcome> {
+    // The run is known here before Postgres knows it: a cancel that comes at once finds it.
+    const run = new ActiveRun(jobId, randomUUID());
+    return this.runs.during(run, () => this.claimAndRun(run, onProgress));
+  }
+
+  private async claimAndRun(run: ActiveRun, onProgress: (progress: unknown) => void): Promise<Outcome> {
+    const logger = this.logger.child({ jobId: run.jobId, runId: run.runId });
+    const job = await this.jobs.claim(run, this.workerId);
+    run.claimed = true;
+    if (!job) {
+      logger.debug('run refused: the job is finished or gone');
+      return { kind: 'refused' };
+    }
+    if (job.attempt > this.settings.MAX_ATTEMPTS) {
+      const lost = { code: 'WORKER_LOST', message: 'The job was given up after its workers were lost' };
+      return this.record(run, logger, null, () => this.fail(run, lost));
+    }
+    const began = performance.now();
+    this.metrics.runs.inc();
+    try {
+      const { end, stopped } = await this.runTask(run, job, logger, onProgress);
+      logger.info({ ms: Math.round(performance.now() - began), reason: run.reason, stopped, end: brief(end) }, 'task ended');
+      return await this.record(run, logger, stopped, () => this.settle(run, job, end));
+    } finally {
+      this.metrics.runs.dec();
+    }
+  }
+
+  private async runTask(run: ActiveRun, job: ClaimedJob, logger: Logger, onProgress: (progress: unknown) => void) {
+    const { settings } = this;
+    const progress = atMostEvery(PROGRESS_EVERY_MS, onProgress);
+    const task = new TaskProcess({
+      jobId: run.jobId,
+      runId: run.runId,
+      module: settings.SCENARIO_TASK ?? BUILT_IN_TASK,
+      input: inputOf(job),
+      memoryMb: settings.TASK_MEMORY_MB,
+      inherit: settings.TASK_ENV ?? [],
+      stop: { ackMs: settings.STOP_ACK_MS, graceMs: settings.STOP_GRACE_MS, killMs: settings.STOP_KILL_MS },
+      onProgress: progress.report,
+      onOutput: (line, stream) => logger.info({ stream, line }, 'task output'),
+    });
+    logger.info({ to: 'processing', attempt: job.attempt, taskPid: task.tree.groupId }, 'run began');
+    this.watchdog.watch(task.tree);
+    run.attach(task);
+    const timeout = setTimeout(() => run.stop('timeout'), settings.TASK_TIMEOUT_MS);
+    try {
+      return await task.ended;
+    } finally {
+      clearTimeout(timeout);
+      progress.end();
+      this.watchdog.forget(task.tree);
+    }
+  }
+
+  /** Writes down how the run ended. Nothing when it may write nothing: the job was cancelled or taken over. */
+  private async settle(run: ActiveRun, job: ClaimedJob, end: TaskEnd): Promise<Outcome | undefined> {
+    switch (run.reason) {
+      case 'cancelled':
+      case 'superseded':
+        return undefined;
+      case 'interrupted':
+        return this.interrupt(run, { blameless: true });
+      case 'timeout':
+        return this.fail(run, {
+          code: 'TASK_TIMEOUT',
+          message: `The task took longer than ${this.settings.TASK_TIMEOUT_MS / 1000} seconds`,
+        });
+      case undefined:
+        return this.settleEnd(run, job, end);
+    }
+  }
+
+  private async settleEnd(run: ActiveRun, job: ClaimedJob, end: TaskEnd): Promise<Outcome | undefined> {
+    switch (end.kind) {
+      case 'returned': {
+        const { scenario, error } = parseResult(end.result);
+        if (error) return this.fail(run, error);
+        return (await this.jobs.complete(run, scenario)) ? { kind: 'completed' } : undefined;
+      }
+      case 'threw':
+        if (!end.error.retryable || job.attempt >= this.settings.MAX_ATTEMPTS) return this.fail(run, end.error);
+        if (!(await this.jobs.requeue(run, { interrupted: false }))) return undefined;
+        return { kind: 'retry', delayMs: this.backoff(job.attempt) };
+      case 'exited':
+        // This worker was frozen and its watchdog ended the task. The attempt counts: the task may be the reason.
+        if (this.watchdog.hasKilled(run.runId)) return this.interrupt(run, { blameless: false });
+        return this.fail(run, describeExit(end, this.settings.TASK_MEMORY_MB));
+    }
+  }
+
+  private async fail(run: Run, error: { code: string; message: string }): Promise<Outcome | undefined> {
+    return (await this.jobs.fail(run, error)) ? { kind: 'failed', code: error.code } : undefined;
+  }
+
+  private async interrupt(run: Run, { blameless }: { blameless: boolean }): Promise<Outcome | undefined> {
+    return (await this.jobs.requeue(run, { interrupted: blameless })) ? { kind: 'interrupted' } : undefined;
+  }
+
+  /**
+   * Records by `settle`. If the row refuses, the job was cancelled, which is then confirmed, or taken over.
+   * Waits for a Postgres that is away, for the work is done; not for ever: then the run counts as lost.
+   */
+  private async record(
+    run: ActiveRun,
+    logger: Logger,
+    stopped: StopKind | null,
+    settle: () => Promise<Outcome | undefined>,
+  ): Promise<Outcome> {
+    const outcome = await this.whenPostgresAnswers(async () => (await settle()) ?? (await this.explain(run, stopped)));
+    if (outcome.kind === 'completed' || outcome.kind === 'failed') this.metrics.finished.inc({ status: outcome.kind });
+    const { kind, ...details } = outcome;
+    logger.info({ from: 'processing', outcome: kind, ...details }, 'run ended');
+    return outcome;
+  }
+
+  private async explain(run: ActiveRun, stopped: StopKind | null): Promise<Outcome> {
+    if (!run.reason) this.metrics.lateResults.inc();
+    const how = stopped ?? 'graceful';
+    const seconds = await this.jobs.confirmStopped(run, how);
+    if (seconds === undefined) return { kind: 'superseded' };
+    this.metrics.stopSeconds.observe({ how }, seconds);
+    return { kind: 'cancelled', how };
+  }
+
+  private async whenPostgresAnswers<T>(work: () => Promise<T>): Promise<T> {
+    const deadline = performance.now() + this.settings.BLIND_MS;
+    for (;;) {
+      try {
+        return await work();
+      } catch (error) {
+        if (!isDatabaseUnavailable(error) || performance.now() > deadline) throw error;
+        await sleep(RECORD_AGAIN_AFTER_MS);
+      }
+    }
+  }
+
+  private backoff(attempt: number): number {
+    return Math.min(this.settings.RETRY_BACKOFF_MS * 2 ** (attempt - 1), MAX_BACKOFF_MS);
+  }
+}
+
+/** What the task gets: the fields of the create request under the API's names, and the job's id. */
+function inputOf(job: ClaimedJob): Record<string, unknown> {
+  return {
+    job_id: job.id,
+    user_email: job.userEmail,
+    prompt: job.prompt,
+    context: job.context,
+    scenario_slug: job.scenarioSlug,
+    request_id: job.requestId,
+  };
+}
+
+function describeExit(end: Extract<TaskEnd, { kind: 'exited' }>, memoryMb: number) {
+  if (end.outOfMemory) return { code: 'TASK_OUT_OF_MEMORY', message: `The task used more than ${memoryMb} MB of memory` };
+  if (end.signal) return { code: 'TASK_CRASHED', message: `The task was ended by ${end.signal}` };
+  if (end.code === 0) return { code: 'TASK_NO_RESULT', message: 'The task ended without a result' };
+  return { code: 'TASK_CRASHED', message: `The task ended with exit code ${end.code}` };
+}
+
+/** The end of a task without what it made. */
+function brief(end: TaskEnd) {
+  return end.kind === 'returned' ? { kind: end.kind } : end;
+}
+
+function atMostEvery(milliseconds: number, onProgress: (progress: unknown) => void) {
+  let latest: unknown;
+  let timer: NodeJS.Timeout | undefined;
+  return {
+    report: (progress: unknown) => {
+      latest = progress;
+      timer ??= setTimeout(() => {
+        timer = undefined;
+        onProgress(latest);
+      }, milliseconds);
+    },
+    end: () => clearTimeout(timer),
+  };
+}

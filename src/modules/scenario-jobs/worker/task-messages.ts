@@ -1,0 +1,20 @@
+/** What a worker tells the process of a run. */
+export type ToTask =
+  | { kind: 'start'; module: string; input: Record<string, unknown> }
+  /** Please stop: aborts the task's signal. */
+  | { kind: 'stop' };
+
+/** What a task's error means for its job. `retryable`: the same run may succeed later. */
+export type TaskError = { code: string; message: string; retryable: boolean };
+
+/** What the process of a run tells its worker. */
+export type FromTask =
+  /** The request to stop has reached the task: its event loop turns. */
+  | { kind: 'acknowledged' }
+  | { kind: 'progress'; progress: unknown }
+  /** The task's result as JSON; undefined if it returned nothing that JSON can say. */
+  | { kind: 'returned'; result: string | undefined }
+  | { kind: 'threw'; error: TaskError };
+
+/** Set in the environment of a task and so of all that it starts: names the run, wherever they hide. */
+export const RUN_ID_VARIABLE = 'SCENARIO_RUN_ID';

@@ -1,0 +1,46 @@
+import { type NewScenario } from '../job.repository';
+
+const MAX_NAME = 255;
+const MAX_SLUG = 80;
+
+type Parsed =
+  | { scenario: NewScenario; error?: undefined }
+  | { scenario?: undefined; error: { code: string; message: string } };
+
+/** The scenario in a task's result: an object with a `name`; whatever else it has is the scenario's content. */
+export function parseResult(json: string | undefined): Parsed {
+  if (json === undefined) return { error: { code: 'TASK_NO_RESULT', message: 'The task ended without a result' } };
+  let storable = true;
+  // Postgres stores neither NUL nor half a surrogate pair.
+  const check = (text: string) => (storable &&= text.isWellFormed() && !text.includes('\0'));
+  const result: unknown = JSON.parse(json, (key, value: unknown) => {
+    check(key);
+    if (typeof value === 'string') check(value);
+    return value;
+  });
+  if (typeof result !== 'object' || result === null || Array.isArray(result)) {
+    return invalid('The result of the task is not an object');
+  }
+  const { name, ...content } = result as Record<string, unknown>;
+  if (typeof name !== 'string' || name.trim() === '' || name.length > MAX_NAME) {
+    return invalid(`The result of the task has no name of 1 to ${MAX_NAME} characters`);
+  }
+  if (!storable) return invalid('The result of the task has text that is not valid Unicode');
+  return { scenario: { name, slug: slugOf(name), content } };
+}
+
+function invalid(message: string): Parsed {
+  return { error: { code: 'RESULT_INVALID', message } };
+}
+
+/** The name as the last part of a URL: "Discovery Call with IT Director" is `discovery-call-with-it-director`. */
+function slugOf(name: string): string {
+  const slug = name
+    .normalize('NFKD')
+    .toLowerCase()
+    .replaceAll(/\p{Mark}/gu, '')
+    .replaceAll(/[^a-z0-9]+/g, '-')
+    .slice(0, MAX_SLUG)
+    .replaceAll(/^-+|-+$/g, '');
+  return slug || 'scenario';
+}

@@ -1,0 +1,13 @@
+import { type ProcessTree } from './process-tree';
+
+/** How often the worker shows its watchdog that it lives. */
+export const HEARTBEAT_MS = 500;
+
+/** What the worker tells its watchdog. */
+export type ToWatchdog =
+  | { kind: 'heartbeat' }
+  | { kind: 'watch'; tree: ProcessTree }
+  | { kind: 'forget'; tree: ProcessTree };
+
+/** What the watchdog tells its worker: it took it for dead and killed this run's processes. */
+export type FromWatchdog = { kind: 'killed'; runId: string };

@@ -1,0 +1,79 @@
+import { type ChildProcess, fork } from 'node:child_process';
+import { join } from 'node:path';
+import { Inject, Injectable } from '@nestjs/common';
+import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
+import { LOGGER, type Logger } from '../../../infrastructure/logger';
+import { type ProcessTree } from './process-tree';
+import { type FromWatchdog, HEARTBEAT_MS, type ToWatchdog } from './watchdog-messages';
+
+/**
+ * A second process beside the worker that ends its tasks when it cannot: when it dies, at once; when it is
+ * frozen, after `WATCHDOG_MS`. A task that computes without yielding would not notice either.
+ */
+@Injectable()
+export class Watchdog {
+  private child: ChildProcess | undefined;
+  private heartbeat: NodeJS.Timeout | undefined;
+  private readonly trees = new Map<string, ProcessTree>();
+  private readonly killed = new Set<string>();
+
+  constructor(
+    @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
+    @Inject(LOGGER) private readonly logger: Logger,
+  ) {}
+
+  start(): void {
+    this.launch();
+    this.heartbeat = setInterval(() => this.send({ kind: 'heartbeat' }), HEARTBEAT_MS);
+  }
+
+  stop(): void {
+    clearInterval(this.heartbeat);
+    const { child } = this;
+    this.child = undefined;
+    if (child?.connected) child.disconnect();
+  }
+
+  watch(tree: ProcessTree): void {
+    this.trees.set(tree.runId, tree);
+    this.send({ kind: 'watch', tree });
+  }
+
+  forget(tree: ProcessTree): void {
+    this.trees.delete(tree.runId);
+    this.send({ kind: 'forget', tree });
+  }
+
+  /** Whether the watchdog ended this run, having taken this worker for dead. Asks once: then it is forgotten. */
+  hasKilled(runId: string): boolean {
+    return this.killed.delete(runId);
+  }
+
+  private launch(): void {
+    const child = fork(join(__dirname, '../../../main.watchdog.js'), [String(this.settings.WATCHDOG_MS)], {
+      // A group of its own: what ends the worker, Ctrl-C say, must not end the watchdog first.
+      detached: true,
+      stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
+      env: {},
+      execArgv: ['--max-old-space-size=32'],
+    });
+    this.child = child;
+    child.on('error', (error) => this.logger.error({ err: error }, 'watchdog failed'));
+    child.on('message', ({ runId }: FromWatchdog) => {
+      this.killed.add(runId);
+      this.logger.error({ runId }, 'this worker was frozen, and its watchdog has ended the task');
+    });
+    child.on('exit', (code, signal) => {
+      if (this.child !== child) return;
+      this.logger.error({ code, signal }, 'watchdog ended, starting another');
+      setTimeout(() => {
+        if (this.child === child) this.launch();
+      }, HEARTBEAT_MS).unref();
+    });
+    for (const tree of this.trees.values()) this.send({ kind: 'watch', tree });
+  }
+
+  private send(message: ToWatchdog): void {
+    if (this.child?.connected) this.child.send(message, () => undefined);
+  }
+}

@@ -1,0 +1,54 @@
+import { type BeforeApplicationShutdown, Inject, Injectable, type OnApplicationBootstrap } from '@nestjs/common';
+import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
+import { LOGGER, type Logger } from '../../../infrastructure/logger';
+import { within } from '../../../infrastructure/within';
+import { JobRepository } from '../job.repository';
+import { ActiveRuns } from './active-runs';
+import { CancelListener } from './cancel-listener';
+import { QueueConsumer } from './queue-consumer';
+import { Reconciler } from './reconciler';
+import { Watchdog } from './watchdog';
+import { WORKER_ID } from './worker-id';
+
+/** Starts the parts of a worker in order, and stops them in the opposite one. */
+@Injectable()
+export class WorkerLifecycle implements OnApplicationBootstrap, BeforeApplicationShutdown {
+  constructor(
+    private readonly watchdog: Watchdog,
+    private readonly listener: CancelListener,
+    private readonly reconciler: Reconciler,
+    private readonly consumer: QueueConsumer,
+    private readonly runs: ActiveRuns,
+    private readonly jobs: JobRepository,
+    @Inject(WORKER_ID) private readonly workerId: string,
+    @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
+    @Inject(LOGGER) private readonly logger: Logger,
+  ) {}
+
+  onApplicationBootstrap(): void {
+    this.watchdog.start();
+    this.listener.start();
+    this.reconciler.start();
+    this.consumer.start();
+  }
+
+  async beforeApplicationShutdown(): Promise<void> {
+    await this.drain();
+    await this.consumer.stop();
+    await this.reconciler.stop();
+    await this.listener.stop();
+    await this.jobs.reportGone(this.workerId).catch(() => undefined);
+    this.watchdog.stop();
+  }
+
+  /** Lets the runs end by themselves for a while, then stops what is left; those jobs are queued again. */
+  private async drain(): Promise<void> {
+    await this.consumer.pause();
+    if (this.runs.size > 0) this.logger.info({ runs: this.runs.size, waitMs: this.settings.DRAIN_MS }, 'waiting for runs');
+    await within(this.settings.DRAIN_MS, 'drain', this.runs.settled()).catch(() => {
+      this.logger.warn({ runs: this.runs.size }, 'stopping runs, their jobs are queued again');
+      this.runs.stopAll('interrupted');
+      return this.runs.settled();
+    });
+  }
+}
