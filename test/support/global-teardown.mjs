@@ -1,0 +1,3 @@
+export default async function tearDown() {
+  await globalThis.testProcesses.stop({ signal: 'SIGINT' });
+}

@@ -1,0 +1,86 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { eventually } from './eventually';
+
+export type LogLine = Record<string, unknown> & { msg?: string; jobId?: string; runId?: string };
+
+/** An api or a worker as it is shipped: the built program in a process of its own. */
+export class ServiceProcess {
+  readonly logs: LogLine[] = [];
+  /** What was printed that is not a log line. */
+  readonly printed: string[] = [];
+  private readonly child: ChildProcess;
+
+  private constructor(entry: string, environment: Record<string, string>) {
+    this.child = spawn(process.execPath, [join(__dirname, '../../dist', entry)], {
+      env: { PATH: process.env.PATH, HOST: '127.0.0.1', PORT: '0', WORKER_PORT: '0', LOG_LEVEL: 'debug', ...environment },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    for (const stream of [this.child.stdout, this.child.stderr]) {
+      if (stream) createInterface({ input: stream }).on('line', (line) => this.take(line));
+    }
+  }
+
+  /** Starts it and waits until it listens. */
+  static async start(entry: 'main.api.js' | 'main.worker.js', environment: Record<string, string>) {
+    const started = new ServiceProcess(entry, environment);
+    await eventually(`${entry} listens`, () => {
+      if (started.child.exitCode !== null) {
+        throw new Error(`${entry} ended: ${started.printed.join('\n')} ${JSON.stringify(started.logs.at(-1))}`);
+      }
+      return started.url !== undefined;
+    });
+    return started;
+  }
+
+  /** Starts it, and waits until it ends by itself. */
+  static async runToEnd(entry: string, environment: Record<string, string>) {
+    const started = new ServiceProcess(entry, environment);
+    await once(started.child, 'close');
+    return started;
+  }
+
+  get url(): string | undefined {
+    return this.logs.find((line) => / is listening$/.test(line.msg ?? ''))?.url as string | undefined;
+  }
+
+  get pid(): number {
+    return this.child.pid as number;
+  }
+
+  get exit(): { code: number | null; signal: NodeJS.Signals | null } | undefined {
+    const { exitCode: code, signalCode: signal } = this.child;
+    return code === null && signal === null ? undefined : { code, signal };
+  }
+
+  signal(signal: NodeJS.Signals): void {
+    this.child.kill(signal);
+  }
+
+  /** The first line with this message that is about this job. */
+  logged(message: string, jobId?: string): LogLine | undefined {
+    return this.logs.find((line) => line.msg === message && (jobId === undefined || line.jobId === jobId));
+  }
+
+  async ended() {
+    if (!this.exit) await once(this.child, 'exit');
+    return this.exit;
+  }
+
+  async stop(signal: NodeJS.Signals = 'SIGTERM') {
+    if (this.exit) return;
+    this.signal('SIGCONT');
+    this.signal(signal);
+    await this.ended();
+  }
+
+  private take(line: string) {
+    try {
+      this.logs.push(JSON.parse(line) as LogLine);
+    } catch {
+      this.printed.push(line);
+    }
+  }
+}

@@ -1,0 +1,223 @@
+import { randomBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { Redis } from 'ioredis';
+import { Client, Pool } from 'pg';
+import { hashApiKey, newApiKey } from '../../src/auth/api-key';
+import { newId } from '../../src/infrastructure/ids';
+import { livingMembers } from '../../src/modules/scenario-jobs/worker/process-tree';
+import { eventually } from './eventually';
+import { ServiceProcess } from './service-process';
+
+/** The task module that knows how to misbehave; see there. */
+export const ZOO = join(__dirname, 'zoo.mjs');
+
+/** Short times, so that a test of what happens after them need not wait long. */
+const SHORT_TIMES = {
+  SCENARIO_TASK: ZOO,
+  STOP_ACK_MS: '400',
+  STOP_GRACE_MS: '600',
+  STOP_KILL_MS: '400',
+  CANCEL_POLL_MS: '300',
+  RECONCILE_MS: '300',
+  RETRY_BACKOFF_MS: '100',
+  DRAIN_MS: '500',
+};
+
+export type Job = {
+  id: string;
+  status: string;
+  scenario: { id: string; name: string; url: string } | null;
+  error: { code: string; message: string } | null;
+  created_at: string;
+  started_at: string | null;
+  completed_at: string | null;
+  duration_seconds: number | null;
+  is_new?: boolean;
+};
+
+export type Answer<Body> = { status: number; body: Body; headers: Headers };
+export type ErrorBody = { error: { type: string; code: string; message: string } };
+
+/** What the row says that the API does not show. */
+export type Row = {
+  status: string;
+  attempt: number;
+  run_id: string | null;
+  worker_id: string | null;
+  started_at: Date | null;
+  completed_at: Date | null;
+  cancelled_by: string | null;
+  stopped_at: Date | null;
+  stopped_how: string | null;
+};
+
+/**
+ * The service with a database, a queue prefix and a workspace of its own: real Postgres, real Redis, real
+ * processes. `stop` ends everything that it started and fails if a task's process is left.
+ */
+export class TestSystem {
+  readonly workers: ServiceProcess[] = [];
+  api!: ServiceProcess;
+  pool!: Pool;
+  redis!: Redis;
+  workspace!: { id: string; slug: string };
+  key!: string;
+  keyId!: string;
+  private name = `test_${randomBytes(6).toString('hex')}`;
+
+  private constructor(readonly settings: Record<string, string>) {}
+
+  /** `settings` go to every process; a worker can have more of its own. */
+  static async start({ workers = 1, settings = {} as Record<string, string>, redisUrl = process.env.TEST_REDIS_URL as string } = {}) {
+    const system = new TestSystem({ ...SHORT_TIMES, ...settings });
+    await system.createDatabase();
+    system.settings.REDIS_URL = redisUrl;
+    system.settings.QUEUE_PREFIX ??= `{${system.name}}`;
+    system.redis = new Redis(redisUrl);
+    system.redis.on('error', () => undefined);
+    ({ workspace: system.workspace, key: system.key, keyId: system.keyId } = await system.createWorkspace());
+    system.api = await ServiceProcess.start('main.api.js', { ...system.settings, ...(settings.API_REDIS_URL && { REDIS_URL: settings.API_REDIS_URL }) });
+    await Promise.all(Array.from({ length: workers }, () => system.startWorker()));
+    return system;
+  }
+
+  private async createDatabase() {
+    const server = process.env.TEST_POSTGRES_URL as string;
+    const client = new Client({ connectionString: server });
+    await client.connect();
+    await client.query(`CREATE DATABASE ${this.name} TEMPLATE ${process.env.TEST_TEMPLATE}`);
+    await client.end();
+    const url = new URL(server);
+    url.pathname = `/${this.name}`;
+    this.settings.DATABASE_URL = url.href;
+    this.pool = new Pool({ connectionString: url.href, max: 4 });
+    this.pool.on('error', () => undefined);
+  }
+
+  async createWorkspace(slug = `w-${newId()}`) {
+    const workspace = { id: newId(), slug };
+    await this.pool.query('INSERT INTO workspaces (id, slug) VALUES ($1, $2)', [workspace.id, slug]);
+    return { workspace, ...(await this.createKey(workspace.id)) };
+  }
+
+  async createKey(workspaceId: string, times: { expiresAt?: Date; revokedAt?: Date } = {}) {
+    const key = newApiKey();
+    const keyId = newId();
+    await this.pool.query(
+      'INSERT INTO api_keys (id, workspace_id, name, hash, expires_at, revoked_at) VALUES ($1, $2, $3, $4, $5, $6)',
+      [keyId, workspaceId, 'test', hashApiKey(key), times.expiresAt ?? null, times.revokedAt ?? null],
+    );
+    return { key, keyId };
+  }
+
+  async startWorker(settings: Record<string, string> = {}) {
+    const worker = await ServiceProcess.start('main.worker.js', { ...this.settings, ...settings });
+    this.workers.push(worker);
+    return worker;
+  }
+
+  get jobsUrl() {
+    return `${this.api.url}/rest/v1/scenario-studio/jobs`;
+  }
+
+  /** One request to the jobs resource, with the system's key unless other headers are given. */
+  async request<Body = Job>(method: string, path = '', { body, headers = {} }: { body?: unknown; headers?: Record<string, string> } = {}): Promise<Answer<Body>> {
+    const response = await fetch(`${this.jobsUrl}${path}`, {
+      method,
+      headers: {
+        authorization: `Bearer ${this.key}`,
+        ...(body !== undefined && { 'content-type': 'application/json' }),
+        ...headers,
+      },
+      ...(body !== undefined && { body: typeof body === 'string' ? body : JSON.stringify(body) }),
+    });
+    return { status: response.status, headers: response.headers, body: (await response.json()) as Body };
+  }
+
+  /** Creates a job for the zoo: the species is the prompt. */
+  async create(prompt: string, fields: Record<string, unknown> = {}): Promise<Job> {
+    const { status, body } = await this.request('POST', '', { body: { user_email: 'ada@example.com', prompt, ...fields } });
+    if (status !== 201) throw new Error(`create answered ${status}: ${JSON.stringify(body)}`);
+    return body;
+  }
+
+  async get(jobId: string): Promise<Job> {
+    return (await this.request('GET', `/${jobId}`)).body;
+  }
+
+  cancel(jobId: string, headers: Record<string, string> = {}) {
+    return this.request<Job & ErrorBody>('DELETE', `/${jobId}`, { headers });
+  }
+
+  async row(jobId: string): Promise<Row> {
+    const { rows } = await this.pool.query<Row>('SELECT * FROM scenario_jobs WHERE id = $1', [jobId]);
+    return rows[0] as Row;
+  }
+
+  async scenarioCount(jobId: string): Promise<number> {
+    const { rows } = await this.pool.query<{ count: number }>('SELECT count(*)::int FROM scenarios WHERE job_id = $1', [jobId]);
+    return rows[0]?.count as number;
+  }
+
+  untilStatus(jobId: string, ...statuses: string[]) {
+    return eventually(`job ${jobId} is ${statuses.join(' or ')}`, async () => {
+      const job = await this.get(jobId);
+      if (statuses.includes(job.status)) return job;
+      throw new Error(`it is ${job.status} ${JSON.stringify(job.error)}`);
+    });
+  }
+
+  untilStopped(jobId: string) {
+    return eventually(`job ${jobId} is confirmed stopped`, async () => {
+      const row = await this.row(jobId);
+      return row.stopped_at && row;
+    });
+  }
+
+  /** Waits until the job's task has said `word`, and returns the process id of the task. */
+  async untilTaskSays(jobId: string, word = 'running'): Promise<number> {
+    const line = await eventually(`the task of ${jobId} says ${word}`, () =>
+      this.workers.flatMap((worker) => worker.logs).findLast((log) => log.jobId === jobId && String(log.line).startsWith(word)),
+    );
+    return Number(String(line.line).split(' ')[1]);
+  }
+
+  /** Creates a job, waits until its task runs, and returns both. */
+  async createRunning(prompt: string) {
+    const job = await this.create(prompt);
+    const pid = await this.untilTaskSays(job.id);
+    return { job, pid };
+  }
+
+  /** How many entries of the queue there are for the job. */
+  isQueued(jobId: string) {
+    return this.redis.exists(`${this.settings.QUEUE_PREFIX}:scenario-jobs:${jobId}`);
+  }
+
+  async stop() {
+    await Promise.all(this.workers.map((worker) => worker.stop()));
+    await this.api.stop();
+    await this.pool.end();
+    this.redis.disconnect();
+    const began = this.workers.flatMap((worker) => worker.logs).filter((line) => line.msg === 'run began');
+    for (const { taskPid, jobId } of began) {
+      await eventually(`the process of ${jobId} is gone`, async () => !(await groupIsAlive(taskPid as number)));
+    }
+  }
+}
+
+/** Whether any process of the group of this task lives. A zombie, which nobody has buried yet, does not. */
+export async function groupIsAlive(pid: number): Promise<boolean> {
+  return (await livingMembers({ groupId: pid, runId: 'none' })).length > 0;
+}
+
+/** Whether this process lives; a zombie does not. */
+export function isAlive(pid: number): boolean {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
+    return !/^[ZX]/.test(stat.slice(stat.lastIndexOf(')') + 2));
+  } catch {
+    return false;
+  }
+}

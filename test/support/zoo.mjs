@@ -1,0 +1,137 @@
+// Every kind of task, by the first word of the prompt: kind ones, rude ones, broken ones. Each says "running" and
+// its process id first, so that a test knows that it has begun.
+import { spawn } from 'node:child_process';
+import { writeSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+// Written at once, also by a task that never yields.
+const say = (text) => writeSync(1, `${text}\n`);
+const spin = () => {
+  for (;;);
+};
+const forever = () => sleep(2 ** 30);
+
+const species = {
+  /** Makes a scenario at once. */
+  quick: () => ({ name: 'Quick scenario', persona: 'Ada' }),
+  /** Makes a scenario after as many milliseconds as its second word says. */
+  slow: async (_input, { signal }, ms) => {
+    await sleep(Number(ms), undefined, { signal });
+    return { name: 'Slow scenario' };
+  },
+  /** Stops when it is asked to. */
+  cooperative: (_input, { signal }) => sleep(2 ** 30, undefined, { signal }),
+  /** Stops when it is asked to, after some cleaning up. */
+  tidy: async (_input, { signal }) => {
+    await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
+    await sleep(50);
+    say('tidied');
+  },
+  /** Returns a scenario although it was asked to stop. */
+  late: async (_input, { signal }) => {
+    await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
+    return { name: 'Late scenario' };
+  },
+  /** Acknowledges and goes on. */
+  deaf: forever,
+  /** Computes without yielding. */
+  spin,
+  /** Ignores SIGTERM, and yields. */
+  stubborn: () => {
+    process.on('SIGTERM', () => say('ignored SIGTERM'));
+    return forever();
+  },
+  /** Ignores SIGTERM, and computes without yielding. */
+  stubbornSpin: () => {
+    process.on('SIGTERM', () => undefined);
+    spin();
+  },
+  /** Blocks its thread in a system call. */
+  blocked: () => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0),
+  /** Has a child that ignores SIGTERM. */
+  parent: async () => {
+    const child = spawn('sh', ['-c', 'trap "" TERM; echo ready; while :; do sleep 1; done'], { stdio: ['ignore', 'pipe', 'ignore'] });
+    await new Promise((resolve) => child.stdout.once('data', resolve));
+    say(`child ${child.pid}`);
+    return forever();
+  },
+  /** Has a child in a session of its own. */
+  daemon: async () => {
+    const child = spawn('sleep', ['1000'], { detached: true, stdio: 'ignore' });
+    await new Promise((resolve) => child.once('spawn', resolve));
+    child.unref();
+    say(`child ${child.pid}`);
+    return forever();
+  },
+  /** Leaves a daemon behind and succeeds. */
+  litterer: async () => {
+    const child = spawn('sleep', ['1000'], { detached: true, stdio: 'ignore' });
+    await new Promise((resolve) => child.once('spawn', resolve));
+    child.unref();
+    say(`child ${child.pid}`);
+    return { name: 'Littered scenario' };
+  },
+  memory: async () => {
+    const held = [];
+    for (;;) {
+      held.push(new Array(100_000).fill({}).map(() => ({ value: Math.random() })));
+      await sleep(1);
+    }
+  },
+  flood: async () => {
+    for (let line = 0; line < 20_000; line++) process.stdout.write(`${'x'.repeat(200)} ${line}\n`);
+    return { name: 'Loud scenario' };
+  },
+  progressFlood: async (_input, { progress }) => {
+    for (let done = 0; done < 100_000; done++) progress({ done });
+    await sleep(1500);
+    return { name: 'Busy scenario' };
+  },
+  exitEarly: () => process.exit(0),
+  exitBadly: () => process.exit(3),
+  crash: () => {
+    setTimeout(() => {
+      throw new Error('boom');
+    });
+    return forever();
+  },
+  killItself: () => process.kill(process.pid, 'SIGKILL'),
+  throws: () => {
+    throw new Error('secret path /etc/secret');
+  },
+  throwsString: () => {
+    throw 'just a string';
+  },
+  throwsNothing: () => {
+    throw undefined;
+  },
+  policy: () => {
+    throw Object.assign(new Error('The prompt is not allowed'), { code: 'CONTENT_POLICY_VIOLATION', expose: true });
+  },
+  /** Fails with an error that may pass. */
+  flaky: () => {
+    throw Object.assign(new Error('try again'), { retryable: true });
+  },
+  nothing: () => undefined,
+  nameless: () => ({ persona: 'nobody' }),
+  list: () => ['a list'],
+  nul: () => ({ name: 'Bad text', note: 'nul \0' }),
+  bigint: () => ({ name: 'Big', size: 10n }),
+  circular: () => {
+    const result = { name: 'Round' };
+    result.self = result;
+    return result;
+  },
+  megabyte: () => ({ name: 'Large', text: 'x'.repeat(900_000) }),
+  tooLarge: () => ({ name: 'Too large', text: 'x'.repeat(1_100_000) }),
+  /** Its environment, as the scenario's content. */
+  environment: () => ({ name: 'Environment', environment: process.env }),
+  input: (input) => ({ name: 'Input', input }),
+};
+
+export default async function zoo(input, tools) {
+  const [kind, argument] = input.prompt.split(' ');
+  say(`running ${process.pid}`);
+  if (!Object.hasOwn(species, kind)) throw new Error(`unknown species ${kind}`);
+  return species[kind](input, tools, argument);
+}

@@ -1,0 +1,77 @@
+import { groupIsAlive, isAlive, TestSystem } from '../support/test-system';
+
+describe('cancelling a job', () => {
+  let system: TestSystem;
+  beforeAll(async () => {
+    system = await TestSystem.start({ settings: { WORKER_CONCURRENCY: '8' } });
+  });
+  afterAll(() => system.stop());
+
+  it('completes a job that nobody cancels, and makes its scenario', async () => {
+    const { id } = await system.create('quick');
+    const job = await system.untilStatus(id, 'completed');
+    expect(job.scenario).toEqual({
+      id: expect.stringMatching(/^[a-z0-9]{12}$/),
+      name: 'Quick scenario',
+      url: expect.stringMatching(new RegExp(`^https://${system.workspace.slug}\\.app\\.exec\\.com/scenarios/quick-scenario`)),
+    });
+    expect(job.duration_seconds).toBeCloseTo((Date.parse(job.completed_at!) - Date.parse(job.started_at!)) / 1000, 3);
+    expect(await system.scenarioCount(id)).toBe(1);
+  });
+
+  // What is asked, and what it takes.
+  it.each([
+    ['cooperative', 'graceful'],
+    ['tidy', 'graceful'],
+    ['late', 'graceful'],
+    ['deaf', 'terminated'],
+    ['spin', 'terminated'],
+    ['blocked', 'terminated'],
+    ['stubborn', 'killed'],
+    ['stubbornSpin', 'killed'],
+    ['parent', 'terminated'],
+    ['daemon', 'terminated'],
+  ])('ends a task that is %s: %s', async (species, how) => {
+    const { job, pid } = await system.createRunning(species);
+    const { status, body } = await system.cancel(job.id);
+    expect(status).toBe(200);
+    expect(body).toMatchObject({ id: job.id, status: 'cancelled', scenario: null, error: null });
+    expect(body.duration_seconds).toBeCloseTo((Date.parse(body.completed_at!) - Date.parse(body.started_at!)) / 1000, 3);
+
+    const row = await system.untilStopped(job.id);
+    expect(row).toMatchObject({ status: 'cancelled', stopped_how: how, cancelled_by: system.keyId });
+    expect(await groupIsAlive(pid)).toBe(false);
+    expect(await system.scenarioCount(job.id)).toBe(0);
+    expect(await system.get(job.id)).toEqual(body);
+  });
+
+  it.each(['parent', 'daemon'])('ends what a %s started, too', async (species) => {
+    const { job } = await system.createRunning(species);
+    const child = await system.untilTaskSays(job.id, 'child');
+    expect(isAlive(child)).toBe(true);
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+    expect(isAlive(child)).toBe(false);
+  });
+
+  it('lets a task clean up before it ends', async () => {
+    const { job } = await system.createRunning('tidy');
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+    await system.untilTaskSays(job.id, 'tidied');
+  });
+
+  it('leaves other jobs on the same worker alone', async () => {
+    const bystander = await system.createRunning('slow 3000');
+    const { job } = await system.createRunning('stubbornSpin');
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+    expect((await system.untilStatus(bystander.job.id, 'completed', 'failed')).status).toBe('completed');
+  });
+
+  it('ends a daemon that a task left behind, although nobody cancelled it', async () => {
+    const { id } = await system.create('litterer');
+    await system.untilStatus(id, 'completed');
+    expect(isAlive(await system.untilTaskSays(id, 'child'))).toBe(false);
+  });
+});
