@@ -115,7 +115,8 @@ function send(message: FromTask): void {
   process.send?.(message, undefined, undefined, () => undefined);
 }
 
-/** Sends the last message and exits when it is out, whatever the task left running. */
+/** Sends the last message and exits when it and all that was printed is out, whatever the task left running. */
 function finish(message: FromTask): void {
-  process.send?.(message, undefined, undefined, () => process.exit(0));
+  const exit = () => process.stdout.write('', () => process.stderr.write('', () => process.exit(0)));
+  process.send?.(message, undefined, undefined, exit);
 }

@@ -64,6 +64,11 @@ export class ServiceProcess {
     return this.logs.find((line) => line.msg === message && (jobId === undefined || line.jobId === jobId));
   }
 
+  /** Waits for that line. */
+  untilLogged(message: string, jobId?: string): Promise<LogLine> {
+    return eventually(`"${message}" is logged`, () => this.logged(message, jobId));
+  }
+
   async ended() {
     if (!this.exit) await once(this.child, 'exit');
     return this.exit;

@@ -195,6 +195,20 @@ export class TestSystem {
     return this.redis.exists(`${this.settings.QUEUE_PREFIX}:scenario-jobs:${jobId}`);
   }
 
+  /** While `work` runs, nobody can connect to the database and every connection to it is cut. */
+  async cutPostgres(work: () => Promise<void>) {
+    const server = new Client({ connectionString: process.env.TEST_POSTGRES_URL });
+    await server.connect();
+    try {
+      await server.query(`ALTER DATABASE ${this.name} ALLOW_CONNECTIONS false`);
+      await server.query('SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1', [this.name]);
+      await work();
+    } finally {
+      await server.query(`ALTER DATABASE ${this.name} ALLOW_CONNECTIONS true`);
+      await server.end();
+    }
+  }
+
   async stop() {
     await Promise.all(this.workers.map((worker) => worker.stop()));
     await this.api.stop();

@@ -1,0 +1,91 @@
+import { randomBytes } from 'node:crypto';
+import { Redis } from 'ioredis';
+import { eventually } from '../support/eventually';
+import { groupIsAlive, TestSystem } from '../support/test-system';
+
+const NO_POLL = { CANCEL_POLL_MS: '3600000', BLIND_MS: '7200000', WORKER_LOST_MS: '10800000' };
+
+/** A Redis user who may do everything but publish: for an api with it, every doorbell is lost. */
+async function createMuteUser(): Promise<string> {
+  const url = new URL(process.env.TEST_REDIS_URL as string);
+  const redis = new Redis(url.href);
+  const [name, password] = [randomBytes(4).toString('hex'), randomBytes(8).toString('hex')];
+  await redis.call('ACL', 'SETUSER', name, 'on', `>${password}`, '~*', '&*', '+@all', '-publish');
+  redis.disconnect();
+  Object.assign(url, { username: name, password });
+  return url.href;
+}
+
+describe('a worker learns of a cancel', () => {
+  let system: TestSystem;
+  afterEach(() => system.stop());
+
+  const cancelAndSeeSource = async () => {
+    const { job } = await system.createRunning('cooperative');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    return job;
+  };
+  const sourceOf = async (jobId: string) =>
+    (await system.workers[0]!.untilLogged('stopping: the job was cancelled', jobId)).source;
+
+  it('by the doorbell alone', async () => {
+    system = await TestSystem.start({ settings: NO_POLL });
+    const job = await cancelAndSeeSource();
+    await system.untilStopped(job.id);
+    expect(await sourceOf(job.id)).toBe('doorbell');
+  });
+
+  it('by the poll alone, when the message is lost', async () => {
+    system = await TestSystem.start({ settings: { API_REDIS_URL: await createMuteUser() } });
+    const job = await cancelAndSeeSource();
+    await system.api.untilLogged('cancel could not be delivered, and will be noticed later', job.id);
+    await system.untilStopped(job.id);
+    expect(await sourceOf(job.id)).toBe('poll');
+  });
+
+  it('by subscribing again alone, when the message was lost with the connection', async () => {
+    system = await TestSystem.start({ settings: { ...NO_POLL, API_REDIS_URL: await createMuteUser() } });
+    const job = await cancelAndSeeSource();
+    await system.api.untilLogged('cancel could not be delivered, and will be noticed later', job.id);
+    expect(await system.row(job.id)).toMatchObject({ status: 'cancelled', stopped_at: null });
+    await system.redis.call('CLIENT', 'KILL', 'TYPE', 'pubsub');
+    await system.untilStopped(job.id);
+    expect(await sourceOf(job.id)).toBe('resubscribe');
+  });
+
+  it('and believes no message that the row does not confirm', async () => {
+    system = await TestSystem.start({ settings: NO_POLL });
+    const { job } = await system.createRunning('slow 1500');
+    const row = await system.row(job.id);
+    const channel = `${system.settings.QUEUE_PREFIX}:cancel:${row.worker_id}`;
+    for (const message of [JSON.stringify({ jobId: job.id, runId: row.run_id }), 'not JSON', '']) {
+      expect(await system.redis.publish(channel, message)).toBe(1);
+    }
+    expect((await system.untilStatus(job.id, 'completed', 'failed', 'cancelled')).status).toBe('completed');
+  });
+
+  it('on whichever worker runs the job', async () => {
+    system = await TestSystem.start({ workers: 3, settings: { ...NO_POLL, WORKER_CONCURRENCY: '1' } });
+    const jobs = await Promise.all([1, 2, 3].map(() => system.createRunning('cooperative')));
+    const workers = await Promise.all(jobs.map(async ({ job }) => (await system.row(job.id)).worker_id));
+    expect(new Set(workers).size).toBe(3);
+    for (const { job } of jobs) await system.cancel(job.id);
+    for (const { job } of jobs) expect((await system.untilStopped(job.id)).stopped_how).toBe('graceful');
+  });
+
+  it('when it cannot ask Postgres at all: it stops its tasks after BLIND_MS', async () => {
+    system = await TestSystem.start({ settings: { BLIND_MS: '1000' } });
+    const { pid, job } = await system.createRunning('cooperative');
+    const { run_id: runId } = await system.row(job.id);
+    await system.cutPostgres(async () => {
+      await eventually('the task is gone', async () => !(await groupIsAlive(pid)));
+    });
+    // The job was not cancelled: it runs again when Postgres is back.
+    await eventually('the job runs again', async () => {
+      const { run_id: again, status } = await system.row(job.id);
+      return status === 'processing' && again !== runId;
+    });
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+  });
+});

@@ -1,0 +1,139 @@
+import { eventually } from '../support/eventually';
+import { isAlive, TestSystem } from '../support/test-system';
+
+describe('a task that goes wrong', () => {
+  let system: TestSystem;
+  beforeAll(async () => {
+    system = await TestSystem.start({
+      settings: { WORKER_CONCURRENCY: '4', TASK_MEMORY_MB: '64', TASK_ENV: 'ALLOWED', ALLOWED: 'yes', OTHER: 'no' },
+    });
+  });
+  afterAll(() => system.stop());
+
+  const unable = 'Unable to generate scenario from the provided prompt';
+  it.each([
+    ['exitEarly', 'TASK_NO_RESULT', 'The task ended without a result'],
+    ['nothing', 'TASK_NO_RESULT', 'The task ended without a result'],
+    ['exitBadly', 'TASK_CRASHED', 'The task ended with exit code 3'],
+    ['crash', 'TASK_CRASHED', 'The task ended with exit code 1'],
+    ['killItself', 'TASK_CRASHED', 'The task was ended by SIGKILL'],
+    ['memory', 'TASK_OUT_OF_MEMORY', 'The task used more than 64 MB of memory'],
+    ['throws', 'GENERATION_ERROR', unable],
+    ['throwsString', 'GENERATION_ERROR', unable],
+    ['throwsNothing', 'GENERATION_ERROR', unable],
+    ['noSuchSpecies', 'GENERATION_ERROR', unable],
+    ['policy', 'CONTENT_POLICY_VIOLATION', 'The prompt is not allowed'],
+    ['nameless', 'RESULT_INVALID', 'The result of the task has no name of 1 to 255 characters'],
+    ['list', 'RESULT_INVALID', 'The result of the task is not an object'],
+    ['nul', 'RESULT_INVALID', 'The result of the task has text that is not valid Unicode'],
+    ['bigint', 'RESULT_NOT_SERIALISABLE', 'The result of the task cannot be written as JSON'],
+    ['circular', 'RESULT_NOT_SERIALISABLE', 'The result of the task cannot be written as JSON'],
+    ['tooLarge', 'RESULT_TOO_LARGE', 'The result of the task is larger than 1 MiB'],
+  ])('%s: its job fails with %s', async (species, code, message) => {
+    const { id } = await system.create(species);
+    const job = await system.untilStatus(id, 'failed', 'completed');
+    expect(job).toMatchObject({ status: 'failed', scenario: null, error: { code, message } });
+    expect(job.duration_seconds).toBeGreaterThanOrEqual(0);
+    expect(await system.scenarioCount(id)).toBe(0);
+    await eventually('the queue has dropped it', async () => (await system.isQueued(id)) === 0);
+  });
+
+  it.each(['megabyte', 'flood', 'progressFlood'])('%s: its job completes all the same', async (species) => {
+    const { id } = await system.create(species);
+    expect((await system.untilStatus(id, 'failed', 'completed')).status).toBe('completed');
+  });
+
+  it('is tried again while the error may pass, as often as MAX_ATTEMPTS says', async () => {
+    const { id } = await system.create('flaky');
+    const job = await system.untilStatus(id, 'failed');
+    expect(job.error?.code).toBe('GENERATION_ERROR');
+    expect((await system.row(id)).attempt).toBe(3);
+  });
+
+  it('has what it prints logged with the job id, up to a limit', async () => {
+    const { id } = await system.create('flood');
+    await system.untilStatus(id, 'completed');
+    await system.workers[0]!.untilLogged('run ended', id);
+    const lines = system.workers[0]!.logs.filter((line) => line.jobId === id && line.msg === 'task output');
+    expect(lines.length).toBeGreaterThan(100);
+    expect(lines.length).toBeLessThan(500);
+    expect(lines.at(-1)?.line).toMatch(/the rest is dropped/);
+  });
+
+  it('has the details of its error in the log and nowhere else', async () => {
+    const { id } = await system.create('throws');
+    const job = await system.untilStatus(id, 'failed');
+    expect(JSON.stringify(job)).not.toContain('secret');
+    expect(system.workers[0]!.logs.some((line) => line.jobId === id && String(line.line).includes('/etc/secret'))).toBe(true);
+  });
+
+  it('inherits no credentials, only what the settings name', async () => {
+    const { id } = await system.create('environment');
+    await system.untilStatus(id, 'completed');
+    const { rows } = await system.pool.query<{ content: { environment: Record<string, string> } }>(
+      'SELECT content FROM scenarios WHERE job_id = $1',
+      [id],
+    );
+    const { environment } = rows[0]!.content;
+    expect(environment).toMatchObject({ ALLOWED: 'yes' });
+    expect(Object.keys(environment)).not.toEqual(expect.arrayContaining(['OTHER']));
+    expect(JSON.stringify(environment)).not.toMatch(/postgres:|redis:/);
+  });
+
+  it('gets the fields of the request under the names of the API', async () => {
+    const job = await system.create('input', { context: '# Notes', request_id: 'r-1' });
+    await system.untilStatus(job.id, 'completed');
+    const { rows } = await system.pool.query<{ content: unknown }>('SELECT content FROM scenarios WHERE job_id = $1', [job.id]);
+    expect(rows[0]!.content).toEqual({
+      input: {
+        job_id: job.id,
+        user_email: 'ada@example.com',
+        prompt: 'input',
+        context: '# Notes',
+        scenario_slug: null,
+        request_id: 'r-1',
+      },
+    });
+  });
+});
+
+describe('a task that takes too long', () => {
+  it.each([
+    ['cooperative', { TASK_TIMEOUT_MS: '700' }],
+    ['spin', { TASK_TIMEOUT_MS: '700' }],
+  ])('%s: is ended, and its job fails with TASK_TIMEOUT', async (species, settings) => {
+    const system = await TestSystem.start({ settings });
+    const { job, pid } = await system.createRunning(species);
+    expect((await system.untilStatus(job.id, 'failed')).error).toEqual({
+      code: 'TASK_TIMEOUT',
+      message: 'The task took longer than 0.7 seconds',
+    });
+    expect(isAlive(pid)).toBe(false);
+    await system.stop();
+  });
+});
+
+describe('a task module that cannot be loaded', () => {
+  it('fails its job with TASK_NOT_LOADED', async () => {
+    const system = await TestSystem.start({ settings: { SCENARIO_TASK: '/nowhere/task.mjs' } });
+    const { id } = await system.create('quick');
+    expect((await system.untilStatus(id, 'failed')).error?.code).toBe('TASK_NOT_LOADED');
+    await system.stop();
+  });
+});
+
+describe('the built-in task', () => {
+  it('makes the same scenario of the same prompt', async () => {
+    const system = await TestSystem.start({ settings: { SCENARIO_TASK: '', SCENARIO_TASK_STEP_MS: '0' } });
+    const contents = [];
+    for (const _ of [1, 2]) {
+      const { id } = await system.create('Discovery call about backups', { context: 'They use tapes. Budget is small.' });
+      expect((await system.untilStatus(id, 'completed', 'failed')).scenario?.name).toMatch(/^Discovery call about backups with /);
+      const { rows } = await system.pool.query<{ content: object }>('SELECT content FROM scenarios WHERE job_id = $1', [id]);
+      contents.push(rows[0]!.content);
+    }
+    expect(Object.keys(contents[0]!).sort()).toEqual(['objectives', 'opening_line', 'persona', 'rubric']);
+    expect(contents[0]).toEqual(contents[1]);
+    await system.stop();
+  });
+});

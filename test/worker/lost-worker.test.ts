@@ -1,0 +1,105 @@
+import { eventually } from '../support/eventually';
+import { groupIsAlive, TestSystem } from '../support/test-system';
+
+const SOON = { LOCK_MS: '1000', WORKER_LOST_MS: '1000', CANCEL_POLL_MS: '200', WATCHDOG_MS: '1000' };
+
+describe('when a worker is lost', () => {
+  let system: TestSystem;
+  beforeEach(async () => {
+    system = await TestSystem.start({ settings: { ...SOON, WORKER_CONCURRENCY: '1' } });
+  });
+  afterEach(() => system.stop());
+
+  it.each(['cooperative', 'spin', 'stubbornSpin'])('killed: its %s task dies with it, and the job runs elsewhere', async (species) => {
+    const { job, pid } = await system.createRunning(species);
+    system.workers[0]!.signal('SIGKILL');
+    await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
+    await system.startWorker();
+    const again = await eventually('the job runs again', async () => {
+      const row = await system.row(job.id);
+      return row.attempt === 2 && row;
+    });
+    expect(again.status).toBe('processing');
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+  });
+
+  it('killed while it stops a cancelled task: worker_lost is recorded', async () => {
+    const { job, pid } = await system.createRunning('stubborn');
+    system.workers[0]!.signal('SIGSTOP');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    system.workers[0]!.signal('SIGKILL');
+    await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
+    await system.startWorker();
+    expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'worker_lost' });
+  });
+
+  it('frozen: its cancelled task, which never yields, is dead before the worker thaws', async () => {
+    const { job, pid } = await system.createRunning('spin');
+    system.workers[0]!.signal('SIGSTOP');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
+    expect(system.workers[0]!.exit).toBeUndefined();
+    system.workers[0]!.signal('SIGCONT');
+    await system.untilStopped(job.id);
+    expect(await system.row(job.id)).toMatchObject({ status: 'cancelled' });
+  });
+
+  it('frozen for longer than its lock: the job runs elsewhere, and what the first worker has counts for nothing', async () => {
+    const { job } = await system.createRunning('slow 2000');
+    system.workers[0]!.signal('SIGSTOP');
+    const second = await system.startWorker();
+    await eventually('the second worker has it', () => second.logged('run began', job.id));
+    const { worker_id: owner } = await system.row(job.id);
+    system.workers[0]!.signal('SIGCONT');
+    await system.untilStatus(job.id, 'completed');
+    await eventually('the first run has ended', () => system.workers[0]!.logged('run ended', job.id));
+    expect(system.workers[0]!.logged('run ended', job.id)).toMatchObject({ outcome: 'superseded' });
+    expect((await system.row(job.id)).worker_id).toBe(owner);
+    expect(await system.scenarioCount(job.id)).toBe(1);
+  });
+
+  it('frozen for less than its lock: its task was ended, and the job is run again by itself', async () => {
+    await system.stop();
+    system = await TestSystem.start({ settings: { ...SOON, LOCK_MS: '60000', WORKER_LOST_MS: '60000' } });
+    const { job, pid } = await system.createRunning('slow 3000');
+    system.workers[0]!.signal('SIGSTOP');
+    await eventually('the watchdog ended the task', async () => !(await groupIsAlive(pid)));
+    system.workers[0]!.signal('SIGCONT');
+    expect((await system.untilStatus(job.id, 'completed', 'failed')).status).toBe('completed');
+    expect((await system.row(job.id)).attempt).toBe(2);
+  });
+
+  it('again and again: its job fails with WORKER_LOST instead of ending workers for ever', async () => {
+    const { job } = await system.createRunning('spin');
+    for (let attempt = 1; attempt <= 3; attempt++) {
+      await eventually(`attempt ${attempt} runs`, async () => (await system.row(job.id)).attempt === attempt);
+      await eventually('its process runs', () => system.workers.at(-1)!.logged('run began', job.id));
+      system.workers.at(-1)!.signal('SIGKILL');
+      await system.startWorker();
+    }
+    expect((await system.untilStatus(job.id, 'failed')).error?.code).toBe('WORKER_LOST');
+  });
+
+  it('without its watchdog: it starts another, which knows the running tasks', async () => {
+    const { pid } = await system.createRunning('spin');
+    const watchdog = await watchdogOf(system.workers[0]!.pid);
+    process.kill(watchdog, 'SIGKILL');
+    const next = await eventually('another watchdog', async () => {
+      const found = await watchdogOf(system.workers[0]!.pid);
+      return found !== watchdog && found;
+    });
+    expect(next).not.toBe(watchdog);
+    system.workers[0]!.signal('SIGKILL');
+    await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
+  });
+});
+
+async function watchdogOf(workerPid: number): Promise<number> {
+  const { execFileSync } = await import('node:child_process');
+  return eventually('the worker has a watchdog', () => {
+    const children = execFileSync('ps', ['-o', 'pid=,stat=,args=', '--ppid', String(workerPid)], { encoding: 'utf8' });
+    const line = children.split('\n').find((child) => child.includes('main.watchdog') && !/^\s*\d+\s+Z/.test(child));
+    return Number(line?.trim().split(/\s+/)[0]);
+  });
+}

@@ -1,0 +1,150 @@
+import { randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { pino } from 'pino';
+import { parseSettings } from '../../src/config/settings';
+import { Database } from '../../src/infrastructure/database';
+import { JobRepository, type Run } from '../../src/modules/scenario-jobs/job.repository';
+import { eventually } from '../support/eventually';
+import { TestSystem } from '../support/test-system';
+
+const ROUNDS = 40;
+const SCENARIO = { name: 'Race', slug: 'race', content: {} };
+
+let system: TestSystem;
+beforeAll(async () => {
+  system = await TestSystem.start({ workers: 1, settings: { WORKER_CONCURRENCY: '4' } });
+});
+afterAll(() => system.stop());
+
+describe('whoever writes first wins, and the other learns of it', () => {
+  let database: Database;
+  let jobs: JobRepository;
+  beforeAll(() => {
+    database = new Database(parseSettings(system.settings), pino({ level: 'silent' }));
+    jobs = new JobRepository(database);
+  });
+  afterAll(() => database.$disconnect());
+
+  /** A job that no queue knows, so that only this test moves it. */
+  const newJob = async () => {
+    const job = { userEmail: 'ada@example.com', prompt: 'race', context: null, scenarioSlug: null, requestId: null };
+    return (await jobs.create(system.workspace.id, job)).job.id;
+  };
+  const newRun = async (): Promise<Run> => {
+    const run = { jobId: await newJob(), runId: randomUUID() };
+    if (!(await jobs.claim(run, 'worker-1'))) throw new Error('not claimed');
+    return run;
+  };
+  const cancel = (jobId: string) => jobs.cancel(system.workspace.id, jobId, { keyId: system.keyId, idempotencyKey: null });
+  const status = async (jobId: string) => (await system.row(jobId)).status;
+
+  /** Starts both at once, in an order that changes from round to round. */
+  async function together<A, B>(round: number, one: () => Promise<A>, other: () => Promise<B>): Promise<[A, B]> {
+    if (round % 2 === 0) return Promise.all([one(), other()]);
+    const [second, first] = await Promise.all([other(), one()]);
+    return [first, second];
+  }
+
+  it('cancel against claim', async () => {
+    for (let round = 0; round < ROUNDS; round++) {
+      const run = { jobId: await newJob(), runId: randomUUID() };
+      const [cancelled, claimed] = await together(round, () => cancel(run.jobId), () => jobs.claim(run, 'worker-1'));
+      expect(cancelled).toBeDefined();
+      // A claim that came first is a run that the cancel knows of and can stop.
+      expect(cancelled!.run?.id ?? null).toBe(claimed ? run.runId : null);
+      expect(await status(run.jobId)).toBe('cancelled');
+      expect(await jobs.complete(run, SCENARIO)).toBe(false);
+    }
+  });
+
+  it.each([
+    ['complete', (run: Run) => jobs.complete(run, SCENARIO), 'completed'],
+    ['fail', (run: Run) => jobs.fail(run, { code: 'X', message: 'x' }), 'failed'],
+  ])('cancel against %s', async (_name, finish, finished) => {
+    for (let round = 0; round < ROUNDS; round++) {
+      const run = await newRun();
+      const [cancelled, recorded] = await together(round, () => cancel(run.jobId), () => finish(run));
+      expect([cancelled !== undefined, recorded]).toContain(true);
+      expect(cancelled !== undefined && recorded).toBe(false);
+      expect(await status(run.jobId)).toBe(cancelled ? 'cancelled' : finished);
+      expect(await system.scenarioCount(run.jobId)).toBe(!cancelled && finished === 'completed' ? 1 : 0);
+    }
+  });
+
+  it('cancel against requeue', async () => {
+    for (let round = 0; round < ROUNDS; round++) {
+      const run = await newRun();
+      const [cancelled, requeued] = await together(round, () => cancel(run.jobId), () => jobs.requeue(run, { interrupted: false }));
+      expect(cancelled).toBeDefined();
+      expect(cancelled!.run).toEqual(requeued ? null : { id: run.runId, workerId: 'worker-1' });
+      expect(await status(run.jobId)).toBe('cancelled');
+    }
+  });
+
+  it('cancel against cancel', async () => {
+    for (let round = 0; round < ROUNDS; round++) {
+      const { jobId } = await newRun();
+      const answers = await together(round, () => cancel(jobId), () => cancel(jobId));
+      expect(answers.filter((answer) => answer !== undefined)).toHaveLength(1);
+    }
+  });
+
+  it('one run against another that has taken over', async () => {
+    const first = await newRun();
+    const second = { jobId: first.jobId, runId: randomUUID() };
+    expect(await jobs.claim(second, 'worker-2')).toMatchObject({ attempt: 2 });
+    expect(await jobs.complete(first, SCENARIO)).toBe(false);
+    expect(await jobs.fail(first, { code: 'X', message: 'x' })).toBe(false);
+    expect(await jobs.requeue(first, { interrupted: false })).toBe(false);
+    expect(await jobs.complete(second, SCENARIO)).toBe(true);
+  });
+
+  it('two completions that choose the same slug at once', async () => {
+    const runs = await Promise.all(Array.from({ length: 10 }, newRun));
+    const recorded = await Promise.all(runs.map((run) => jobs.complete(run, { ...SCENARIO, slug: 'same-slug' })));
+    expect(recorded).toEqual(runs.map(() => true));
+  });
+
+  it('a confirmation counts once, and only for the run that was cancelled', async () => {
+    const run = await newRun();
+    expect(await jobs.confirmStopped(run, 'killed')).toBeUndefined();
+    await cancel(run.jobId);
+    expect(await jobs.confirmStopped({ ...run, runId: randomUUID() }, 'killed')).toBeUndefined();
+    expect(await jobs.confirmStopped(run, 'graceful')).toBeGreaterThanOrEqual(0);
+    expect(await jobs.confirmStopped(run, 'killed')).toBeUndefined();
+    expect((await system.row(run.jobId)).stopped_how).toBe('graceful');
+  });
+});
+
+describe('a cancel at any moment of a real run', () => {
+  it('once it has its 200, the job stays cancelled and leaves no scenario', async () => {
+    const outcomes = await Promise.all(
+      Array.from({ length: 40 }, async (_, index) => {
+        const { id } = await system.create('slow 20');
+        await sleep(index * 12); // Spread over the whole life of a run, from queued to completed.
+        const { status, body } = await system.cancel(id);
+        return { id, status, message: body.error?.message };
+      }),
+    );
+    await eventually('every job has ended', async () => {
+      const statuses = await Promise.all(outcomes.map(async ({ id }) => (await system.row(id)).status));
+      return statuses.every((status) => status !== 'queued' && status !== 'processing');
+    });
+    for (const { id, status, message } of outcomes) {
+      const row = await system.row(id);
+      if (status === 200) expect(row.status).toBe('cancelled');
+      else expect({ status, message, row: row.status }).toEqual({ status: 400, message: "Cannot cancel job in 'completed' state", row: 'completed' });
+      expect(await system.scenarioCount(id)).toBe(row.status === 'completed' ? 1 : 0);
+    }
+  });
+
+  it('two hundred cancels of one running job: one 200, the rest 400', async () => {
+    const { job } = await system.createRunning('cooperative');
+    const answers = await Promise.all(Array.from({ length: 200 }, () => system.cancel(job.id)));
+    expect(answers.filter(({ status }) => status === 200)).toHaveLength(1);
+    const refused = answers.filter(({ status }) => status === 400);
+    expect(refused).toHaveLength(199);
+    expect(refused.every(({ body }) => body.error.message === "Cannot cancel job in 'cancelled' state")).toBe(true);
+    await system.untilStopped(job.id);
+  });
+});

@@ -1,0 +1,91 @@
+import { eventually } from '../support/eventually';
+import { OwnRedis } from '../support/own-redis';
+import { isAlive, TestSystem } from '../support/test-system';
+
+describe('what the queue forgets, the rows know', () => {
+  let redis: OwnRedis;
+  let system: TestSystem;
+  beforeEach(async () => {
+    redis = await OwnRedis.start();
+    system = await TestSystem.start({ redisUrl: redis.url, settings: { WORKER_CONCURRENCY: '2' } });
+  });
+  afterEach(async () => {
+    await system.stop();
+    await redis.stop();
+  });
+
+  it('Redis emptied while jobs wait and run: every job still ends, and the cancelled ones stay cancelled', async () => {
+    const running = await Promise.all([system.createRunning('slow 3000'), system.createRunning('cooperative')]);
+    const waiting = await Promise.all([1, 2, 3, 4, 5, 6].map(() => system.create('quick')));
+    const cancelledBefore = waiting.slice(0, 2);
+    for (const { id } of cancelledBefore) expect((await system.cancel(id)).status).toBe(200);
+
+    await system.redis.flushall();
+
+    const cancelledAfter = waiting.slice(2, 4);
+    for (const { id } of cancelledAfter) expect((await system.cancel(id)).status).toBe(200);
+    expect((await system.cancel(running[1]!.job.id)).status).toBe(200);
+
+    for (const { id } of waiting.slice(4)) await system.untilStatus(id, 'completed');
+    // A run goes on without the queue: its worker lives, and the row is all that it needs.
+    await system.untilStatus(running[0]!.job.id, 'completed');
+    expect((await system.row(running[0]!.job.id)).attempt).toBe(1);
+    await system.untilStopped(running[1]!.job.id);
+    for (const { id } of [...cancelledBefore, ...cancelledAfter]) {
+      expect(await system.row(id)).toMatchObject({ status: 'cancelled', started_at: null, attempt: 0 });
+    }
+  });
+
+  it('a run whose worker died together with Redis is begun again', async () => {
+    await system.stop();
+    system = await TestSystem.start({
+      redisUrl: redis.url,
+      settings: { WORKER_LOST_MS: '1000', CANCEL_POLL_MS: '200', LOCK_MS: '60000' },
+    });
+    const { job } = await system.createRunning('slow 1000');
+    system.workers[0]!.signal('SIGKILL');
+    await system.redis.flushall();
+    await system.startWorker();
+    expect((await system.untilStatus(job.id, 'completed')).status).toBe('completed');
+    expect((await system.row(job.id)).attempt).toBe(2);
+  });
+
+  it('a job that was created while Redis was away runs when it is back', async () => {
+    redis.pause();
+    const created = await system.create('quick');
+    expect(created.status).toBe('queued');
+    await system.api.untilLogged('job could not be queued, and will be by the reconciler', created.id);
+    redis.resume();
+    await system.untilStatus(created.id, 'completed');
+  });
+
+  it('a cancel while Redis is away is answered in time, and the task ends by the poll', async () => {
+    const { job, pid } = await system.createRunning('cooperative');
+    redis.pause();
+    const { status } = await system.cancel(job.id);
+    expect(status).toBe(200);
+    await system.untilStopped(job.id);
+    expect(isAlive(pid)).toBe(false);
+    redis.resume();
+  });
+
+  it('a job cancelled while Redis was away never starts, although its queue entry is still there', async () => {
+    const busy = await Promise.all([system.createRunning('cooperative'), system.createRunning('cooperative')]);
+    const { id } = await system.create('quick');
+    redis.pause();
+    expect((await system.cancel(id)).status).toBe(200);
+    redis.resume();
+    for (const { job } of busy) await system.cancel(job.id);
+    await eventually('the entry was delivered and dropped', async () => (await system.isQueued(id)) === 0);
+    expect(await system.row(id)).toMatchObject({ status: 'cancelled', attempt: 0, started_at: null });
+  });
+
+  it('Redis restarted: workers take up their work again by themselves', async () => {
+    await redis.restart();
+    const { id } = await system.create('quick');
+    await system.untilStatus(id, 'completed');
+    const { job } = await system.createRunning('cooperative');
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+  });
+});

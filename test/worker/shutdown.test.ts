@@ -1,0 +1,64 @@
+import { eventually } from '../support/eventually';
+import { ServiceProcess } from '../support/service-process';
+import { groupIsAlive, TestSystem } from '../support/test-system';
+
+describe('a worker that is told to end', () => {
+  let system: TestSystem;
+  afterEach(() => system.stop());
+
+  it('lets its runs end, and takes no further jobs', async () => {
+    system = await TestSystem.start({ settings: { DRAIN_MS: '20000', WORKER_CONCURRENCY: '1' } });
+    const { job } = await system.createRunning('slow 1000');
+    const next = await system.create('quick');
+    system.workers[0]!.signal('SIGTERM');
+    expect(await system.workers[0]!.ended()).toEqual({ code: null, signal: 'SIGTERM' });
+    expect((await system.get(job.id)).status).toBe('completed');
+    expect((await system.get(next.id)).status).toBe('queued');
+  });
+
+  it.each(['cooperative', 'spin'])('stops a %s run that takes too long: its job runs again elsewhere, and loses no attempt', async (species) => {
+    system = await TestSystem.start({ settings: { DRAIN_MS: '100' } });
+    const { job, pid } = await system.createRunning(species);
+    system.workers[0]!.signal('SIGTERM');
+    await system.workers[0]!.ended();
+    expect(await groupIsAlive(pid)).toBe(false);
+    expect(await system.row(job.id)).toMatchObject({ status: 'queued', attempt: 0, run_id: null });
+    await system.startWorker();
+    await eventually('it runs again', async () => (await system.row(job.id)).status === 'processing');
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+  });
+
+  it('stops a job that is cancelled while it drains', async () => {
+    system = await TestSystem.start({ settings: { DRAIN_MS: '60000' } });
+    const { job } = await system.createRunning('cooperative');
+    system.workers[0]!.signal('SIGTERM');
+    await system.workers[0]!.untilLogged('waiting for runs');
+    await system.cancel(job.id);
+    await system.workers[0]!.ended();
+    expect(await system.row(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
+  });
+
+  it('ends at once at the second signal, and its task with it', async () => {
+    system = await TestSystem.start({ settings: { DRAIN_MS: '3600000' } });
+    const { pid } = await system.createRunning('spin');
+    system.workers[0]!.signal('SIGTERM');
+    await system.workers[0]!.untilLogged('waiting for runs');
+    system.workers[0]!.signal('SIGINT');
+    expect(await system.workers[0]!.ended()).toEqual({ code: null, signal: 'SIGINT' });
+    await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
+  });
+});
+
+describe('a process with wrong settings', () => {
+  it.each(['main.api.js', 'main.worker.js'])('%s says every fault at once, and does not start', async (entry) => {
+    const process = await ServiceProcess.runToEnd(entry, { DATABASE_URL: 'mysql://user:secret@host/db', CANCEL_POLL_MS: 'often' });
+    expect(process.exit).toEqual({ code: 78, signal: null });
+    expect(process.printed).toEqual([
+      'Invalid settings:',
+      '  DATABASE_URL must be a postgres:// URL',
+      '  REDIS_URL is required',
+      '  CANCEL_POLL_MS must be a whole number of milliseconds',
+    ]);
+  });
+});
