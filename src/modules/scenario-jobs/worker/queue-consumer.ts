@@ -17,6 +17,7 @@ const CONNECTION_RETRY_MS = 1000;
 @Injectable()
 export class QueueConsumer {
   private worker: Worker | undefined;
+  private paused = false;
 
   constructor(
     private readonly runJob: RunJob,
@@ -43,6 +44,7 @@ export class QueueConsumer {
 
   /** Takes no further jobs. Those that run go on. */
   async pause(): Promise<void> {
+    this.paused = true;
     await this.worker?.pause(true);
   }
 
@@ -51,6 +53,8 @@ export class QueueConsumer {
   }
 
   private async process(job: Job, token: string): Promise<void> {
+    // BullMQ's pause leaves a fetch that is under way alone: what it brings is not begun here any more.
+    if (this.paused) return this.deliverAgain(job, token, 0);
     const jobId = job.id as string;
     let outcome: Outcome;
     try {
