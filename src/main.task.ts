@@ -13,7 +13,15 @@ const PROGRESS_EVERY_MS = 200;
 /** A result is the description of a scenario, not a file. */
 const MAX_RESULT_BYTES = 1024 * 1024;
 /** Codes of errors of the network, which may pass. */
-const TRANSIENT = new Set(['ECONNRESET', 'ECONNREFUSED', 'ETIMEDOUT', 'EAI_AGAIN', 'EPIPE', 'EHOSTUNREACH', 'ENETUNREACH']);
+const TRANSIENT = new Set([
+  'ECONNRESET',
+  'ECONNREFUSED',
+  'ETIMEDOUT',
+  'EAI_AGAIN',
+  'EPIPE',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+]);
 
 const stop = new AbortController();
 
@@ -35,7 +43,7 @@ async function run({ module, input }: Extract<ToTask, { kind: 'start' }>): Promi
 async function attempt(path: string, input: Record<string, unknown>): Promise<FromTask> {
   let task: unknown;
   try {
-    task = taskOf(await import(pathToFileURL(path).href));
+    task = taskOf((await import(pathToFileURL(path).href)) as { default?: unknown });
   } catch (error) {
     console.error(error);
     return { kind: 'threw', error: failure('TASK_NOT_LOADED', 'The task could not be loaded') };
@@ -46,7 +54,10 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
   }
   let result: unknown;
   try {
-    result = await (task as (...args: unknown[]) => unknown)(input, { signal: stop.signal, progress: progressReporter() });
+    result = await (task as (...args: unknown[]) => unknown)(input, {
+      signal: stop.signal,
+      progress: progressReporter(),
+    });
   } catch (error) {
     if (!stop.signal.aborted) console.error(error);
     return { kind: 'threw', error: describe(error) };
@@ -66,7 +77,10 @@ function toMessage(result: unknown): FromTask {
     json = JSON.stringify(result);
   } catch (error) {
     console.error(error);
-    return { kind: 'threw', error: failure('RESULT_NOT_SERIALISABLE', 'The result of the task cannot be written as JSON') };
+    return {
+      kind: 'threw',
+      error: failure('RESULT_NOT_SERIALISABLE', 'The result of the task cannot be written as JSON'),
+    };
   }
   if (json !== undefined && Buffer.byteLength(json) > MAX_RESULT_BYTES) {
     return { kind: 'threw', error: failure('RESULT_TOO_LARGE', 'The result of the task is larger than 1 MiB') };

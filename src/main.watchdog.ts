@@ -29,7 +29,13 @@ async function killAll(): Promise<void> {
     [...trees.values()].map(async (tree) => {
       trees.delete(tree.runId);
       await killTree(tree);
-      if (process.connected) process.send?.({ kind: 'killed', runId: tree.runId } satisfies FromWatchdog, undefined, undefined, () => undefined);
+      if (process.connected)
+        process.send?.(
+          { kind: 'killed', runId: tree.runId } satisfies FromWatchdog,
+          undefined,
+          undefined,
+          () => undefined,
+        );
     }),
   );
 }

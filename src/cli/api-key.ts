@@ -30,7 +30,11 @@ class WrongUsage extends Error {}
 class Failed extends Error {}
 
 type Options = { workspace?: string; name?: string; expires?: string; overlap?: string };
-type Command = { options: (keyof Options)[]; takesId: boolean; run: (keys: ApiKeyRepository, given: Options, id: string) => Promise<void> };
+type Command = {
+  options: (keyof Options)[];
+  takesId: boolean;
+  run: (keys: ApiKeyRepository, given: Options, id: string) => Promise<void>;
+};
 
 const COMMANDS: Record<string, Command> = {
   create: {
@@ -39,7 +43,11 @@ const COMMANDS: Record<string, Command> = {
     async run(keys, { workspace, name, expires }) {
       if (workspace === undefined) throw new WrongUsage('--workspace is required');
       checkSlug(workspace);
-      const { id, key } = await keys.create(workspace, checkName(name), expires === undefined ? null : after(expires, '--expires'));
+      const { id, key } = await keys.create(
+        workspace,
+        checkName(name),
+        expires === undefined ? null : after(expires, '--expires'),
+      );
       note(`Key ${id} of workspace ${workspace}:`);
       print(key);
     },
@@ -52,7 +60,11 @@ const COMMANDS: Record<string, Command> = {
       const listed = await keys.list(workspace);
       if (listed.length === 0) return note('No keys');
       for (const key of listed) {
-        const times = [['created', key.createdAt], ['expires', key.expiresAt], ['revoked', key.revokedAt]] as const;
+        const times = [
+          ['created', key.createdAt],
+          ['expires', key.expiresAt],
+          ['revoked', key.revokedAt],
+        ] as const;
         const shown = times.flatMap(([what, time]) => (time ? [`${what} ${time.toISOString()}`] : []));
         print([key.id, key.workspace.slug, key.name, stateOf(key), ...shown].join('\t'));
       }
@@ -146,11 +158,20 @@ function checkName(name: string | undefined): string {
 
 function after(time: string, option: string): Date {
   const [, number, unit] = /^(\d{1,6})([mhd])$/.exec(time) ?? [];
-  if (!number || !unit || Number(number) === 0) throw new WrongUsage(`${option} must be a number and a unit, like 30m, 12h or 90d`);
+  if (!number || !unit || Number(number) === 0)
+    throw new WrongUsage(`${option} must be a number and a unit, like 30m, 12h or 90d`);
   return new Date(Date.now() + Number(number) * (UNITS[unit] ?? 0));
 }
 
-function stateOf({ revokedAt, expiresAt, workspace }: { revokedAt: Date | null; expiresAt: Date | null; workspace: { active: boolean } }) {
+function stateOf({
+  revokedAt,
+  expiresAt,
+  workspace,
+}: {
+  revokedAt: Date | null;
+  expiresAt: Date | null;
+  workspace: { active: boolean };
+}) {
   if (revokedAt) return 'revoked';
   if (expiresAt && expiresAt <= new Date()) return 'expired';
   return workspace.active ? 'active' : 'workspace inactive';

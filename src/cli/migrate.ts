@@ -57,7 +57,9 @@ async function main(args: string[]): Promise<number> {
     process.stdout.write(`${pending.length} migration(s) applied, ${rows.length} were there before\n`);
     return 0;
   } catch (error) {
-    process.stderr.write(`Migration failed: ${error instanceof Error ? error.message || String(error) : String(error)}\n`);
+    process.stderr.write(
+      `Migration failed: ${error instanceof Error ? error.message || String(error) : String(error)}\n`,
+    );
     return 1;
   } finally {
     await client.end().catch(() => undefined);
@@ -96,7 +98,7 @@ async function apply(client: Client, { name, sql, checksum }: Migration): Promis
     await client.query('COMMIT');
   } catch (error) {
     await client.query('ROLLBACK');
-    throw new Error(`${name}: ${error instanceof Error ? error.message : String(error)}`);
+    throw new Error(`${name}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
   }
   process.stdout.write(`applied ${name}\n`);
 }

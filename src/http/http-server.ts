@@ -31,7 +31,8 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     routerOptions: { maxParamLength: 65_536 },
     rewriteUrl: (request: IncomingMessage) => decodable(request.url ?? '/'),
     clientErrorHandler: refuseConnection,
-    frameworkErrors: (error: unknown, _request: FastifyRequest, reply: FastifyReply) => sendError(reply, toApiError(error)),
+    frameworkErrors: (error: unknown, _request: FastifyRequest, reply: FastifyReply) =>
+      sendError(reply, toApiError(error)),
   });
   const fastify = adapter.getInstance();
 

@@ -5,7 +5,15 @@ const SQLSTATES = /^(08|53|57|58)[0-9A-Z]{3}$|^25006$|^XX000$/;
 /** What the driver says without a code, when a connection ends or an answer does not come. */
 const MESSAGES =
   /Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Connection ended/;
-const SOCKET_CODES = new Set(['ECONNREFUSED', 'ECONNRESET', 'ETIMEDOUT', 'ENOTFOUND', 'EAI_AGAIN', 'EPIPE', 'EHOSTUNREACH']);
+const SOCKET_CODES = new Set([
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'ETIMEDOUT',
+  'ENOTFOUND',
+  'EAI_AGAIN',
+  'EPIPE',
+  'EHOSTUNREACH',
+]);
 const ADAPTER_KINDS = new Set([
   'DatabaseNotReachable',
   'ConnectionClosed',
@@ -33,8 +41,10 @@ export function isDatabaseUnavailable(error: unknown): boolean {
 export function isUniqueViolation(error: unknown, index: string): boolean {
   const links = chain(error);
   return (
-    links.some(({ code, kind, originalCode }) => originalCode === '23505' || code === '23505' || kind === 'UniqueConstraintViolation') &&
-    links.some((link) => JSON.stringify(link.constraint ?? link.message ?? '').includes(index))
+    links.some(
+      ({ code, kind, originalCode }) =>
+        originalCode === '23505' || code === '23505' || kind === 'UniqueConstraintViolation',
+    ) && links.some((link) => JSON.stringify(link.constraint ?? link.message ?? '').includes(index))
   );
 }
 

@@ -37,7 +37,9 @@ export class Metrics {
     [],
   );
   readonly finished = this.counter('scenario_jobs_finished_total', 'Jobs that reached a terminal status', ['status']);
-  readonly repairs = this.counter('scenario_jobs_reconciler_repairs_total', 'Differences that were repaired', ['repair']);
+  readonly repairs = this.counter('scenario_jobs_reconciler_repairs_total', 'Differences that were repaired', [
+    'repair',
+  ]);
   readonly runs = this.gauge('scenario_jobs_runs_in_progress', 'Runs of this worker', []);
   private readonly unfinished = this.gauge('scenario_jobs_unfinished', 'Jobs that wait or run', ['status']);
   private readonly unconfirmed = this.gauge(

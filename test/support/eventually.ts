@@ -17,5 +17,7 @@ export async function eventually<T>(what: string, look: () => Promise<T> | T, de
     }
     await sleep(10);
   } while (Date.now() < deadline);
-  throw new Error(`Not within ${deadlineMs} ms: ${what}; last seen: ${seen instanceof Error ? seen.message : JSON.stringify(seen)}`);
+  throw new Error(
+    `Not within ${deadlineMs} ms: ${what}; last seen: ${seen instanceof Error ? seen.message : JSON.stringify(seen)}`,
+  );
 }

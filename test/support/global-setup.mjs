@@ -16,7 +16,9 @@ export default async function setUp() {
   for (const left of ['postgres', 'redis']) rmSync(join(place, left), { recursive: true, force: true });
   try {
     // The tests prove nothing about a power cut, so they need not wait for the disk.
-    const postgres = await startPostgres(processes, place, { flags: ['-c', 'fsync=off', '-c', 'full_page_writes=off'] });
+    const postgres = await startPostgres(processes, place, {
+      flags: ['-c', 'fsync=off', '-c', 'full_page_writes=off'],
+    });
     const redis = await startRedis(processes, place);
     const template = await createTemplate(postgres);
     Object.assign(process.env, { TEST_POSTGRES_URL: postgres, TEST_REDIS_URL: redis, TEST_TEMPLATE: template });

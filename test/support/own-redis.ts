@@ -47,7 +47,18 @@ export class OwnRedis {
   }
 
   private async launch(): Promise<void> {
-    const args = ['--port', String(this.port), '--bind', '127.0.0.1', '--dir', this.folder, '--save', '', '--appendonly', 'yes'];
+    const args = [
+      '--port',
+      String(this.port),
+      '--bind',
+      '127.0.0.1',
+      '--dir',
+      this.folder,
+      '--save',
+      '',
+      '--appendonly',
+      'yes',
+    ];
     this.server = spawn(this.program, args, { argv0: 'redis-server', stdio: 'ignore' });
     const client = new Redis(this.url, { retryStrategy: () => 20 });
     client.on('error', () => undefined);

@@ -15,7 +15,14 @@ export class ServiceProcess {
 
   private constructor(entry: string, environment: Record<string, string>) {
     this.child = spawn(process.execPath, [join(__dirname, '../../dist', entry)], {
-      env: { PATH: process.env.PATH, HOST: '127.0.0.1', PORT: '0', WORKER_PORT: '0', LOG_LEVEL: 'debug', ...environment },
+      env: {
+        PATH: process.env.PATH,
+        HOST: '127.0.0.1',
+        PORT: '0',
+        WORKER_PORT: '0',
+        LOG_LEVEL: 'debug',
+        ...environment,
+      },
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     for (const stream of [this.child.stdout, this.child.stderr]) {

@@ -52,6 +52,13 @@ export type Row = {
   stopped_how: string | null;
 };
 
+type StartOptions = {
+  workers?: number;
+  /** For every process; API_REDIS_URL gives the api another Redis than the workers have. */
+  settings?: Record<string, string>;
+  redisUrl?: string;
+};
+
 /**
  * The service with a database, a queue prefix and a workspace of its own: real Postgres, real Redis, real
  * processes. `stop` ends everything that it started and fails if a task's process is left.
@@ -68,8 +75,9 @@ export class TestSystem {
 
   private constructor(readonly settings: Record<string, string>) {}
 
-  /** `settings` go to every process; a worker can have more of its own. */
-  static async start({ workers = 1, settings = {} as Record<string, string>, redisUrl = process.env.TEST_REDIS_URL as string } = {}) {
+  /** A worker can have more of its own. */
+  static async start({ workers = 1, settings = {}, redisUrl }: StartOptions = {}) {
+    redisUrl ??= process.env.TEST_REDIS_URL ?? '';
     const system = new TestSystem({ ...SHORT_TIMES, ...settings });
     await system.createDatabase();
     system.settings.REDIS_URL = redisUrl;
@@ -77,7 +85,10 @@ export class TestSystem {
     system.redis = new Redis(redisUrl);
     system.redis.on('error', () => undefined);
     ({ workspace: system.workspace, key: system.key, keyId: system.keyId } = await system.createWorkspace());
-    system.api = await ServiceProcess.start('main.api.js', { ...system.settings, ...(settings.API_REDIS_URL && { REDIS_URL: settings.API_REDIS_URL }) });
+    system.api = await ServiceProcess.start('main.api.js', {
+      ...system.settings,
+      ...(settings.API_REDIS_URL && { REDIS_URL: settings.API_REDIS_URL }),
+    });
     await Promise.all(Array.from({ length: workers }, () => system.startWorker()));
     return system;
   }
@@ -122,7 +133,11 @@ export class TestSystem {
   }
 
   /** One request to the jobs resource, with the system's key unless other headers are given. */
-  async request<Body = Job>(method: string, path = '', { body, headers = {} }: { body?: unknown; headers?: Record<string, string> } = {}): Promise<Answer<Body>> {
+  async request<Body = Job>(
+    method: string,
+    path = '',
+    { body, headers = {} }: { body?: unknown; headers?: Record<string, string> } = {},
+  ): Promise<Answer<Body>> {
     const response = await fetch(`${this.jobsUrl}${path}`, {
       method,
       headers: {
@@ -137,7 +152,9 @@ export class TestSystem {
 
   /** Creates a job for the zoo: the species is the prompt. */
   async create(prompt: string, fields: Record<string, unknown> = {}): Promise<Job> {
-    const { status, body } = await this.request('POST', '', { body: { user_email: 'ada@example.com', prompt, ...fields } });
+    const { status, body } = await this.request('POST', '', {
+      body: { user_email: 'ada@example.com', prompt, ...fields },
+    });
     if (status !== 201) throw new Error(`create answered ${status}: ${JSON.stringify(body)}`);
     return body;
   }
@@ -156,7 +173,9 @@ export class TestSystem {
   }
 
   async scenarioCount(jobId: string): Promise<number> {
-    const { rows } = await this.pool.query<{ count: number }>('SELECT count(*)::int FROM scenarios WHERE job_id = $1', [jobId]);
+    const { rows } = await this.pool.query<{ count: number }>('SELECT count(*)::int FROM scenarios WHERE job_id = $1', [
+      jobId,
+    ]);
     return rows[0]?.count as number;
   }
 
@@ -178,7 +197,9 @@ export class TestSystem {
   /** Waits until the job's task has said `word`, and returns the process id of the task. */
   async untilTaskSays(jobId: string, word = 'running'): Promise<number> {
     const line = await eventually(`the task of ${jobId} says ${word}`, () =>
-      this.workers.flatMap((worker) => worker.logs).findLast((log) => log.jobId === jobId && String(log.line).startsWith(word)),
+      this.workers
+        .flatMap((worker) => worker.logs)
+        .findLast((log) => log.jobId === jobId && String(log.line).startsWith(word)),
     );
     return Number(String(line.line).split(' ')[1]);
   }

@@ -50,7 +50,9 @@ const species = {
   blocked: () => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0),
   /** Has a child that ignores SIGTERM. */
   parent: async () => {
-    const child = spawn('sh', ['-c', 'trap "" TERM; echo ready; while :; do sleep 1; done'], { stdio: ['ignore', 'pipe', 'ignore'] });
+    const child = spawn('sh', ['-c', 'trap "" TERM; echo ready; while :; do sleep 1; done'], {
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
     await new Promise((resolve) => child.stdout.once('data', resolve));
     say(`child ${child.pid}`);
     return forever();

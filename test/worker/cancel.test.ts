@@ -13,7 +13,9 @@ describe('cancelling a job', () => {
     expect(job.scenario).toEqual({
       id: expect.stringMatching(/^[a-z0-9]{12}$/),
       name: 'Quick scenario',
-      url: expect.stringMatching(new RegExp(`^https://${system.workspace.slug}\\.app\\.exec\\.com/scenarios/quick-scenario`)),
+      url: expect.stringMatching(
+        new RegExp(`^https://${system.workspace.slug}\\.app\\.exec\\.com/scenarios/quick-scenario`),
+      ),
     });
     expect(job.duration_seconds).toBeCloseTo((Date.parse(job.completed_at!) - Date.parse(job.started_at!)) / 1000, 3);
     expect(await system.scenarioCount(id)).toBe(1);
@@ -36,7 +38,10 @@ describe('cancelling a job', () => {
     const { status, body } = await system.cancel(job.id);
     expect(status).toBe(200);
     expect(body).toMatchObject({ id: job.id, status: 'cancelled', scenario: null, error: null });
-    expect(body.duration_seconds).toBeCloseTo((Date.parse(body.completed_at!) - Date.parse(body.started_at!)) / 1000, 3);
+    expect(body.duration_seconds).toBeCloseTo(
+      (Date.parse(body.completed_at!) - Date.parse(body.started_at!)) / 1000,
+      3,
+    );
 
     const row = await system.untilStopped(job.id);
     expect(row).toMatchObject({ status: 'cancelled', stopped_how: how, cancelled_by: system.keyId });

@@ -10,19 +10,22 @@ describe('when a worker is lost', () => {
   });
   afterEach(() => system.stop());
 
-  it.each(['cooperative', 'spin', 'stubbornSpin'])('killed: its %s task dies with it, and the job runs elsewhere', async (species) => {
-    const { job, pid } = await system.createRunning(species);
-    system.workers[0]!.signal('SIGKILL');
-    await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
-    await system.startWorker();
-    const again = await eventually('the job runs again', async () => {
-      const row = await system.row(job.id);
-      return row.attempt === 2 && row;
-    });
-    expect(again.status).toBe('processing');
-    await system.cancel(job.id);
-    await system.untilStopped(job.id);
-  });
+  it.each(['cooperative', 'spin', 'stubbornSpin'])(
+    'killed: its %s task dies with it, and the job runs elsewhere',
+    async (species) => {
+      const { job, pid } = await system.createRunning(species);
+      system.workers[0]!.signal('SIGKILL');
+      await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
+      await system.startWorker();
+      const again = await eventually('the job runs again', async () => {
+        const row = await system.row(job.id);
+        return row.attempt === 2 && row;
+      });
+      expect(again.status).toBe('processing');
+      await system.cancel(job.id);
+      await system.untilStopped(job.id);
+    },
+  );
 
   it('killed while it stops a cancelled task: worker_lost is recorded', async () => {
     const { job, pid } = await system.createRunning('stubborn');

@@ -35,7 +35,8 @@ describe('whoever writes first wins, and the other learns of it', () => {
     if (!(await jobs.claim(run, 'worker-1'))) throw new Error('not claimed');
     return run;
   };
-  const cancel = (jobId: string) => jobs.cancel(system.workspace.id, jobId, { keyId: system.keyId, idempotencyKey: null });
+  const cancel = (jobId: string) =>
+    jobs.cancel(system.workspace.id, jobId, { keyId: system.keyId, idempotencyKey: null });
   const status = async (jobId: string) => (await system.row(jobId)).status;
 
   /** Starts both at once, in an order that changes from round to round. */
@@ -48,7 +49,11 @@ describe('whoever writes first wins, and the other learns of it', () => {
   it('cancel against claim', async () => {
     for (let round = 0; round < ROUNDS; round++) {
       const run = { jobId: await newJob(), runId: randomUUID() };
-      const [cancelled, claimed] = await together(round, () => cancel(run.jobId), () => jobs.claim(run, 'worker-1'));
+      const [cancelled, claimed] = await together(
+        round,
+        () => cancel(run.jobId),
+        () => jobs.claim(run, 'worker-1'),
+      );
       expect(cancelled).toBeDefined();
       // A claim that came first is a run that the cancel knows of and can stop.
       expect(cancelled!.run?.id ?? null).toBe(claimed ? run.runId : null);
@@ -63,7 +68,11 @@ describe('whoever writes first wins, and the other learns of it', () => {
   ])('cancel against %s', async (_name, finish, finished) => {
     for (let round = 0; round < ROUNDS; round++) {
       const run = await newRun();
-      const [cancelled, recorded] = await together(round, () => cancel(run.jobId), () => finish(run));
+      const [cancelled, recorded] = await together(
+        round,
+        () => cancel(run.jobId),
+        () => finish(run),
+      );
       expect([cancelled !== undefined, recorded]).toContain(true);
       expect(cancelled !== undefined && recorded).toBe(false);
       expect(await status(run.jobId)).toBe(cancelled ? 'cancelled' : finished);
@@ -74,7 +83,11 @@ describe('whoever writes first wins, and the other learns of it', () => {
   it('cancel against requeue', async () => {
     for (let round = 0; round < ROUNDS; round++) {
       const run = await newRun();
-      const [cancelled, requeued] = await together(round, () => cancel(run.jobId), () => jobs.requeue(run, { interrupted: false }));
+      const [cancelled, requeued] = await together(
+        round,
+        () => cancel(run.jobId),
+        () => jobs.requeue(run, { interrupted: false }),
+      );
       expect(cancelled).toBeDefined();
       expect(cancelled!.run).toEqual(requeued ? null : { id: run.runId, workerId: 'worker-1' });
       expect(await status(run.jobId)).toBe('cancelled');
@@ -84,7 +97,11 @@ describe('whoever writes first wins, and the other learns of it', () => {
   it('cancel against cancel', async () => {
     for (let round = 0; round < ROUNDS; round++) {
       const { jobId } = await newRun();
-      const answers = await together(round, () => cancel(jobId), () => cancel(jobId));
+      const answers = await together(
+        round,
+        () => cancel(jobId),
+        () => cancel(jobId),
+      );
       expect(answers.filter((answer) => answer !== undefined)).toHaveLength(1);
     }
   });
@@ -133,7 +150,12 @@ describe('a cancel at any moment of a real run', () => {
     for (const { id, status, message } of outcomes) {
       const row = await system.row(id);
       if (status === 200) expect(row.status).toBe('cancelled');
-      else expect({ status, message, row: row.status }).toEqual({ status: 400, message: "Cannot cancel job in 'completed' state", row: 'completed' });
+      else
+        expect({ status, message, row: row.status }).toEqual({
+          status: 400,
+          message: "Cannot cancel job in 'completed' state",
+          row: 'completed',
+        });
       expect(await system.scenarioCount(id)).toBe(row.status === 'completed' ? 1 : 0);
     }
   });

@@ -24,13 +24,13 @@ describe('what the queue forgets, the rows know', () => {
 
     const cancelledAfter = waiting.slice(2, 4);
     for (const { id } of cancelledAfter) expect((await system.cancel(id)).status).toBe(200);
-    expect((await system.cancel(running[1]!.job.id)).status).toBe(200);
+    expect((await system.cancel(running[1].job.id)).status).toBe(200);
 
     for (const { id } of waiting.slice(4)) await system.untilStatus(id, 'completed');
     // A run goes on without the queue: its worker lives, and the row is all that it needs.
-    await system.untilStatus(running[0]!.job.id, 'completed');
-    expect((await system.row(running[0]!.job.id)).attempt).toBe(1);
-    await system.untilStopped(running[1]!.job.id);
+    await system.untilStatus(running[0].job.id, 'completed');
+    expect((await system.row(running[0].job.id)).attempt).toBe(1);
+    await system.untilStopped(running[1].job.id);
     for (const { id } of [...cancelledBefore, ...cancelledAfter]) {
       expect(await system.row(id)).toMatchObject({ status: 'cancelled', started_at: null, attempt: 0 });
     }

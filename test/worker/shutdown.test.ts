@@ -16,18 +16,21 @@ describe('a worker that is told to end', () => {
     expect((await system.get(next.id)).status).toBe('queued');
   });
 
-  it.each(['cooperative', 'spin'])('stops a %s run that takes too long: its job runs again elsewhere, and loses no attempt', async (species) => {
-    system = await TestSystem.start({ settings: { DRAIN_MS: '100' } });
-    const { job, pid } = await system.createRunning(species);
-    system.workers[0]!.signal('SIGTERM');
-    await system.workers[0]!.ended();
-    expect(await groupIsAlive(pid)).toBe(false);
-    expect(await system.row(job.id)).toMatchObject({ status: 'queued', attempt: 0, run_id: null });
-    await system.startWorker();
-    await eventually('it runs again', async () => (await system.row(job.id)).status === 'processing');
-    await system.cancel(job.id);
-    await system.untilStopped(job.id);
-  });
+  it.each(['cooperative', 'spin'])(
+    'stops a %s run that takes too long: its job runs again elsewhere, and loses no attempt',
+    async (species) => {
+      system = await TestSystem.start({ settings: { DRAIN_MS: '100' } });
+      const { job, pid } = await system.createRunning(species);
+      system.workers[0]!.signal('SIGTERM');
+      await system.workers[0]!.ended();
+      expect(await groupIsAlive(pid)).toBe(false);
+      expect(await system.row(job.id)).toMatchObject({ status: 'queued', attempt: 0, run_id: null });
+      await system.startWorker();
+      await eventually('it runs again', async () => (await system.row(job.id)).status === 'processing');
+      await system.cancel(job.id);
+      await system.untilStopped(job.id);
+    },
+  );
 
   it('stops a job that is cancelled while it drains', async () => {
     system = await TestSystem.start({ settings: { DRAIN_MS: '60000' } });
@@ -52,7 +55,10 @@ describe('a worker that is told to end', () => {
 
 describe('a process with wrong settings', () => {
   it.each(['main.api.js', 'main.worker.js'])('%s says every fault at once, and does not start', async (entry) => {
-    const process = await ServiceProcess.runToEnd(entry, { DATABASE_URL: 'mysql://user:secret@host/db', CANCEL_POLL_MS: 'often' });
+    const process = await ServiceProcess.runToEnd(entry, {
+      DATABASE_URL: 'mysql://user:secret@host/db',
+      CANCEL_POLL_MS: 'often',
+    });
     expect(process.exit).toEqual({ code: 78, signal: null });
     expect(process.printed).toEqual([
       'Invalid settings:',

@@ -70,7 +70,10 @@ export class CancelJob {
       this.metrics.doorbells.inc({ outcome: heard > 0 ? 'heard' : 'unheard' });
     } catch (error) {
       if (run) this.metrics.doorbells.inc({ outcome: 'failed' });
-      this.logger.warn({ err: error, jobId, runId: run?.id }, 'cancel could not be delivered, and will be noticed later');
+      this.logger.warn(
+        { err: error, jobId, runId: run?.id },
+        'cancel could not be delivered, and will be noticed later',
+      );
     }
   }
 }

@@ -57,7 +57,11 @@ export class CreateJobDto {
   @MaxLength(MAX_CONTEXT, { message: '$property must be at most $constraint1 characters' })
   context?: string | null;
 
-  @ApiPropertyOptional({ type: String, maxLength: MAX_NAME, description: 'Slug of a scenario of the workspace to remix' })
+  @ApiPropertyOptional({
+    type: String,
+    maxLength: MAX_NAME,
+    description: 'Slug of a scenario of the workspace to remix',
+  })
   @IsOptional()
   @IsString(text)
   @IsNotEmpty(notEmpty)

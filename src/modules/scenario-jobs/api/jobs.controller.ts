@@ -59,9 +59,7 @@ export class JobsController {
   @ApiResponse({ status: 201, description: 'Job created', type: CreatedScenarioJob })
   @ApiResponse({ status: 200, description: 'The job that has this `request_id` already', type: CreatedScenarioJob })
   @ApiResponse(errorResponse('A field is missing or breaks its rule', 'missing_field', 'prompt is required'))
-  @ApiResponse(
-    errorResponse('Scenario to remix not found', 'scenario_not_found', 'Scenario not found: discovery-call'),
-  )
+  @ApiResponse(errorResponse('Scenario to remix not found', 'scenario_not_found', 'Scenario not found: discovery-call'))
   async create(
     @CurrentCaller() caller: Caller,
     @Body(ValidateCreateJob) body: CreateJobDto,
@@ -124,7 +122,8 @@ export class JobsController {
     },
   })
   @ApiResponse(
-    errorResponse('Job cannot be cancelled (already in terminal state)',
+    errorResponse(
+      'Job cannot be cancelled (already in terminal state)',
       'job_not_cancellable',
       "Cannot cancel job in 'completed' state",
     ),
@@ -150,7 +149,10 @@ function idempotencyKey(request: FastifyRequest): string | null {
   const [key, ...more] = request.raw.headersDistinct['idempotency-key'] ?? [];
   if (key === undefined) return null;
   if (more.length > 0 || !IDEMPOTENCY_KEY.test(key)) {
-    throw new ApiError('invalid_idempotency_key', 'Idempotency-Key must be 1 to 255 printable ASCII characters, sent once');
+    throw new ApiError(
+      'invalid_idempotency_key',
+      'Idempotency-Key must be 1 to 255 printable ASCII characters, sent once',
+    );
   }
   return key;
 }

@@ -8,7 +8,12 @@ type Scenario = { name: string; persona: string; objectives: string[]; opening_l
 
 const ROLES = ['IT Director', 'Head of Operations', 'Finance Lead', 'Customer Success Manager', 'Procurement Manager'];
 const MOODS = ['curious but short of time', 'sceptical and well informed', 'friendly, and easily distracted'];
-const CRITERIA = ['Asks open questions', 'Listens and sums up', 'Handles objections with facts', 'Agrees on a next step'];
+const CRITERIA = [
+  'Asks open questions',
+  'Listens and sums up',
+  'Handles objections with facts',
+  'Agrees on a next step',
+];
 
 /**
  * The built-in task: composes a practice scenario out of prompt and context, in visible steps, without any
@@ -37,7 +42,13 @@ export default async function generateScenario(input: Input, { signal, progress 
 
 /** The beginning of the prompt, as a title of at most eight words. */
 function topicOf(prompt: string): string {
-  const words = prompt.trim().split(/\s+/).slice(0, 8).join(' ').replaceAll(/[.,;:!?]+$/g, '').slice(0, 100);
+  const words = prompt
+    .trim()
+    .split(/\s+/)
+    .slice(0, 8)
+    .join(' ')
+    .replaceAll(/[.,;:!?]+$/g, '')
+    .slice(0, 100);
   return words === '' ? 'Practice call' : words.charAt(0).toUpperCase() + words.slice(1);
 }
 

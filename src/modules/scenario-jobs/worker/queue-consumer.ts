@@ -59,7 +59,9 @@ export class QueueConsumer {
     let outcome: Outcome;
     try {
       outcome = await this.runJob.run(jobId, (progress) => {
-        job.updateProgress(progress as object).catch((error: unknown) => this.logger.debug({ err: error, jobId }, 'progress lost'));
+        job
+          .updateProgress(progress as object)
+          .catch((error: unknown) => this.logger.debug({ err: error, jobId }, 'progress lost'));
       });
     } catch (error) {
       this.logger.error({ err: error, jobId }, 'run could not be carried through, will try again');

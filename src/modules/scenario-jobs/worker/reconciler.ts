@@ -64,7 +64,7 @@ export class Reconciler {
   }
 
   private async repairQueue(): Promise<void> {
-    for (let after = ''; !this.stopped; ) {
+    for (let after = ''; !this.stopped;) {
       const page = await this.jobs.findDependingOnQueue(after, PAGE, SETTLED_MS, this.settings.WORKER_LOST_MS);
       const missing = new Set(await this.queue.missing(page.map(({ jobId }) => jobId)));
       for (const { jobId, runId } of page.filter((job) => missing.has(job.jobId))) {

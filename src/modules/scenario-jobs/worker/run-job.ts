@@ -70,7 +70,10 @@ export class RunJob {
     this.metrics.runs.inc();
     try {
       const { end, stopped } = await this.runTask(run, job, logger, onProgress);
-      logger.info({ ms: Math.round(performance.now() - began), reason: run.reason, stopped, end: brief(end) }, 'task ended');
+      logger.info(
+        { ms: Math.round(performance.now() - began), reason: run.reason, stopped, end: brief(end) },
+        'task ended',
+      );
       return await this.record(run, logger, stopped, () => this.settle(run, job, end));
     } finally {
       this.metrics.runs.dec();
@@ -204,7 +207,8 @@ function inputOf(job: ClaimedJob): Record<string, unknown> {
 }
 
 function describeExit(end: Extract<TaskEnd, { kind: 'exited' }>, memoryMb: number) {
-  if (end.outOfMemory) return { code: 'TASK_OUT_OF_MEMORY', message: `The task used more than ${memoryMb} MB of memory` };
+  if (end.outOfMemory)
+    return { code: 'TASK_OUT_OF_MEMORY', message: `The task used more than ${memoryMb} MB of memory` };
   if (end.signal) return { code: 'TASK_CRASHED', message: `The task was ended by ${end.signal}` };
   if (end.code === 0) return { code: 'TASK_NO_RESULT', message: 'The task ended without a result' };
   return { code: 'TASK_CRASHED', message: `The task ended with exit code ${end.code}` };

@@ -8,7 +8,17 @@ import { killTree, type ProcessTree, signalGroup } from './process-tree';
 import { type FromTask, RUN_ID_VARIABLE, type TaskError, type ToTask } from './task-messages';
 
 /** A task inherits these of the worker's environment and those that the settings name: no credentials. */
-const INHERITED = ['PATH', 'HOME', 'LANG', 'LC_ALL', 'TZ', 'TMPDIR', 'NODE_ENV', 'NODE_EXTRA_CA_CERTS', 'SCENARIO_TASK_STEP_MS'];
+const INHERITED = [
+  'PATH',
+  'HOME',
+  'LANG',
+  'LC_ALL',
+  'TZ',
+  'TMPDIR',
+  'NODE_ENV',
+  'NODE_EXTRA_CA_CERTS',
+  'SCENARIO_TASK_STEP_MS',
+];
 /** A task that has reported has nothing left to do but to exit. */
 const EXIT_WITHIN_MS = 1000;
 /** When the whole tree is dead its output ends at once. */
@@ -138,8 +148,12 @@ export class TaskProcess {
   /** Nothing that writes is left, unless it hides well: for that nobody waits. */
   private async untilOutputIsRead(): Promise<void> {
     const { stdout, stderr } = this.child;
-    const closed = [stdout, stderr].map((stream) => stream && (stream.closed || once(stream, 'close')));
-    await within(OUTPUT_WITHIN_MS, 'output', Promise.all(closed)).catch(() => undefined);
+    const open = [stdout, stderr].filter((stream) => stream !== null && !stream.closed);
+    await within(
+      OUTPUT_WITHIN_MS,
+      'output',
+      Promise.all(open.map((stream) => once(stream as Readable, 'close'))),
+    ).catch(() => undefined);
     stdout?.destroy();
     stderr?.destroy();
   }
@@ -154,7 +168,8 @@ export class TaskProcess {
         if (budget <= 0) return;
         budget -= line.length + 1;
         this.options.onOutput(line, stream);
-        if (budget <= 0) this.options.onOutput(`… the task has printed ${MAX_OUTPUT / 1024} KiB, the rest is dropped`, stream);
+        if (budget <= 0)
+          this.options.onOutput(`… the task has printed ${MAX_OUTPUT / 1024} KiB, the rest is dropped`, stream);
       });
     }
   }

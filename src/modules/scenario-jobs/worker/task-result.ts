@@ -4,8 +4,7 @@ const MAX_NAME = 255;
 const MAX_SLUG = 80;
 
 type Parsed =
-  | { scenario: NewScenario; error?: undefined }
-  | { scenario?: undefined; error: { code: string; message: string } };
+  { scenario: NewScenario; error?: undefined } | { scenario?: undefined; error: { code: string; message: string } };
 
 /** The scenario in a task's result: an object with a `name`; whatever else it has is the scenario's content. */
 export function parseResult(json: string | undefined): Parsed {

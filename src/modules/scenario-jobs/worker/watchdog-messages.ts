@@ -5,9 +5,7 @@ export const HEARTBEAT_MS = 500;
 
 /** What the worker tells its watchdog. */
 export type ToWatchdog =
-  | { kind: 'heartbeat' }
-  | { kind: 'watch'; tree: ProcessTree }
-  | { kind: 'forget'; tree: ProcessTree };
+  { kind: 'heartbeat' } | { kind: 'watch'; tree: ProcessTree } | { kind: 'forget'; tree: ProcessTree };
 
 /** What the watchdog tells its worker: it took it for dead and killed this run's processes. */
 export type FromWatchdog = { kind: 'killed'; runId: string };

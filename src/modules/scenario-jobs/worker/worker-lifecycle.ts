@@ -44,7 +44,8 @@ export class WorkerLifecycle implements OnApplicationBootstrap, BeforeApplicatio
   /** Lets the runs end by themselves for a while, then stops what is left; those jobs are queued again. */
   private async drain(): Promise<void> {
     await this.consumer.pause();
-    if (this.runs.size > 0) this.logger.info({ runs: this.runs.size, waitMs: this.settings.DRAIN_MS }, 'waiting for runs');
+    if (this.runs.size > 0)
+      this.logger.info({ runs: this.runs.size, waitMs: this.settings.DRAIN_MS }, 'waiting for runs');
     await within(this.settings.DRAIN_MS, 'drain', this.runs.settled()).catch(() => {
       this.logger.warn({ runs: this.runs.size }, 'stopping runs, their jobs are queued again');
       this.runs.stopAll('interrupted');
