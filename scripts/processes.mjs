@@ -44,11 +44,14 @@ export class Processes {
     return opened;
   }
 
-  /** Starts a program; what it prints goes to `<folder>/<name>.log`, or where `options.stdio` says. */
-  start(name, command, args, { onExit, ...options } = {}) {
+  /**
+   * Starts a program; what it prints goes to `<folder>/<name>.log`, or where `options.stdio` says. `onExit` hears
+   * why it ended when nobody stopped it.
+   */
+  start(name, command, args, { onExit, stopSignal = 'SIGTERM', ...options } = {}) {
     const log = openSync(join(this.folder, `${name}.log`), 'a', 0o600);
     const child = spawn(command, args, { stdio: ['ignore', log, log], detached: true, ...options });
-    const entry = { name, child, pid: child.pid, command: '' };
+    const entry = { name, child, pid: child.pid, command: '', stopSignal };
     this.#started.push(entry);
     child.on('error', (error) => onExit?.(error.message));
     child.on('exit', (code, signal) => {
@@ -64,11 +67,13 @@ export class Processes {
     return child;
   }
 
-  /** Ends everything, the last started first. Each gets `signal`, and SIGKILL if it takes too long. */
-  async stop({ signal = 'SIGTERM', patienceMs = 40_000 } = {}) {
+  /** Ends everything, the last started first. Each gets its stop signal, and SIGKILL if it takes too long. */
+  async stop({ patienceMs = 40_000, say = () => undefined } = {}) {
     this.#stopping = true;
-    for (const { pid, child, ended } of [...this.#started].reverse()) {
-      if (!ended && pid && child.exitCode === null && child.signalCode === null) await end(pid, signal, patienceMs);
+    for (const { name, pid, child, stopSignal, ended } of [...this.#started].reverse()) {
+      if (ended || !pid || child.exitCode !== null || child.signalCode !== null) continue;
+      await end(pid, stopSignal, patienceMs);
+      say(`  ${name} stopped`);
     }
     rmSync(this.#file, { force: true });
   }

@@ -123,6 +123,8 @@ export async function startPostgres(processes, place, { flags = [], onExit } = {
   let ended;
   processes.start('postgres', join(programs, 'postgres'), ['-D', data, ...args, ...flags], {
     ...user,
+    // SIGTERM would wait until every client has gone.
+    stopSignal: 'SIGINT',
     onExit: (why) => {
       ended = why;
       onExit?.(why);

@@ -1,11 +1,9 @@
 // npm test: prepares a fresh clone, then runs every test. Arguments go to Jest.
 import { spawn } from 'node:child_process';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { prepare } from './prepare.mjs';
+import { join } from 'node:path';
+import { prepare, root } from './prepare.mjs';
 
-const root = join(dirname(fileURLToPath(import.meta.url)), '..');
-await prepare({ say: (line) => console.log(line) });
+await prepare((line) => console.log(line));
 const jest = spawn(process.execPath, [join(root, 'node_modules/jest/bin/jest.js'), ...process.argv.slice(2)], {
   cwd: root,
   stdio: 'inherit',

@@ -24,7 +24,7 @@ export default async function setUp() {
     Object.assign(process.env, { TEST_POSTGRES_URL: postgres, TEST_REDIS_URL: redis, TEST_TEMPLATE: template });
     globalThis.testProcesses = processes;
   } catch (error) {
-    await processes.stop({ signal: 'SIGINT' });
+    await processes.stop();
     throw error;
   }
 }

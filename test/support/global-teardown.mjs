@@ -1,3 +1,3 @@
 export default async function tearDown() {
-  await globalThis.testProcesses.stop({ signal: 'SIGINT' });
+  await globalThis.testProcesses.stop();
 }

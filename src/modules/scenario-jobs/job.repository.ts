@@ -62,6 +62,9 @@ const JOB = Prisma.sql`j.id, j.status::text AS status, j.error_code AS "errorCod
 const NO_SCENARIO = Prisma.sql`NULL AS "scenarioId", NULL AS "scenarioName", NULL AS "scenarioSlug"`;
 const SCENARIO = Prisma.sql`s.id AS "scenarioId", s.name AS "scenarioName", s.slug AS "scenarioSlug"`;
 
+/** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */
+const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
+
 /** How often a scenario's slug may be taken away under our hands before `complete` gives up. */
 const SLUG_TRIES = 5;
 
@@ -226,8 +229,7 @@ export class JobRepository {
   async confirmLost(lostMs: number): Promise<Run[]> {
     return this.database.$queryRaw<Run[]>`
       UPDATE scenario_jobs j SET stopped_at = clock_timestamp(), stopped_how = 'worker_lost'
-      WHERE j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL
-        AND j.status = 'cancelled' AND j.completed_at < now() - ${lostMs}::int * interval '1 ms'
+      WHERE ${OWED} AND j.status = 'cancelled' AND j.completed_at < now() - ${lostMs}::int * interval '1 ms'
         AND NOT EXISTS (
           SELECT FROM workers w WHERE w.id = j.worker_id AND w.seen_at > now() - ${lostMs}::int * interval '1 ms')
       RETURNING j.id AS "jobId", j.run_id::text AS "runId"`;
@@ -239,10 +241,9 @@ export class JobRepository {
       WITH alive AS (
         INSERT INTO workers (id) VALUES (${workerId}) ON CONFLICT (id) DO UPDATE SET seen_at = now()
       )
-      SELECT id AS "jobId", run_id::text AS "runId", status::text AS status,
-             EXTRACT(EPOCH FROM clock_timestamp() - completed_at)::float8 AS "cancelledSeconds"
-      FROM scenario_jobs
-      WHERE worker_id = ${workerId} AND status IN ('processing', 'cancelled') AND stopped_at IS NULL`;
+      SELECT j.id AS "jobId", j.run_id::text AS "runId", j.status::text AS status,
+             EXTRACT(EPOCH FROM clock_timestamp() - j.completed_at)::float8 AS "cancelledSeconds"
+      FROM scenario_jobs j WHERE j.worker_id = ${workerId} AND ${OWED}`;
   }
 
   /** Takes back the sign of life: the worker ends and owes nothing any more. */
@@ -254,8 +255,7 @@ export class JobRepository {
   async forgetOldWorkers(): Promise<void> {
     await this.database.$executeRaw`
       DELETE FROM workers w WHERE w.seen_at < now() - interval '1 day' AND NOT EXISTS (
-        SELECT FROM scenario_jobs j
-        WHERE j.worker_id = w.id AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
+        SELECT FROM scenario_jobs j WHERE j.worker_id = w.id AND ${OWED})`;
   }
 
   /**
@@ -265,11 +265,10 @@ export class JobRepository {
   async findDependingOnQueue(after: string, limit: number, ageMs: number, lostMs: number) {
     return this.database.$queryRaw<{ jobId: string; runId: string | null }[]>`
       SELECT j.id AS "jobId", j.run_id::text AS "runId" FROM scenario_jobs j
-      WHERE j.id > ${after} AND (
-        (j.status = 'queued' AND j.created_at < now() - ${ageMs}::int * interval '1 ms')
-        OR (j.status = 'processing' AND NOT EXISTS (
-          SELECT FROM workers w WHERE w.id = j.worker_id AND w.seen_at > now() - ${lostMs}::int * interval '1 ms')))
-        AND j.status IN ('queued', 'processing')
+      WHERE j.id > ${after} AND j.status IN ('queued', 'processing')
+        AND (j.status = 'processing' OR j.created_at < now() - ${ageMs}::int * interval '1 ms')
+        AND NOT EXISTS (
+          SELECT FROM workers w WHERE w.id = j.worker_id AND w.seen_at > now() - ${lostMs}::int * interval '1 ms')
       ORDER BY j.id LIMIT ${limit}::int`;
   }
 
@@ -279,8 +278,7 @@ export class JobRepository {
       SELECT
         (SELECT count(*) FROM scenario_jobs WHERE status = 'queued')::float8 AS queued,
         (SELECT count(*) FROM scenario_jobs WHERE status = 'processing')::float8 AS processing,
-        (SELECT count(*) FROM scenario_jobs WHERE worker_id IS NOT NULL AND status IN ('processing', 'cancelled')
-           AND stopped_at IS NULL AND status = 'cancelled')::float8 AS stopping`;
+        (SELECT count(*) FROM scenario_jobs j WHERE ${OWED} AND j.status = 'cancelled')::float8 AS stopping`;
     return counts;
   }
 

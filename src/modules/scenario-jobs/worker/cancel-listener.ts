@@ -109,7 +109,7 @@ export class CancelListener {
     // A run that nobody runs: its end, or its beginning, could not be recorded. If it has just ended after all,
     // both of these change nothing.
     if (owed.status === 'cancelled') await this.jobs.confirmStopped(owed, 'worker_lost');
-    else if (await this.jobs.requeue(owed, { interrupted: true })) {
+    else if (await this.jobs.requeue(owed, { interrupted: false })) {
       this.metrics.repairs.inc({ repair: 'orphan_requeued' });
       this.logger.warn({ jobId: owed.jobId, runId: owed.runId }, 'requeued a run that this worker does not run');
     }

@@ -6,6 +6,8 @@ export type ProcessTree = { groupId: number; runId: string };
 
 /** Sends a signal to every process of the group. False when there is none left. */
 export function signalGroup({ groupId }: ProcessTree, signal: NodeJS.Signals | 0): boolean {
+  // Group 0 would be our own: a process that could not be started has no group.
+  if (groupId <= 0) return false;
   try {
     process.kill(-groupId, signal);
     return true;
@@ -37,6 +39,7 @@ export async function killTree(tree: ProcessTree): Promise<void> {
 
 /** The processes of a tree that run; a zombie does not. */
 export async function livingMembers(tree: ProcessTree): Promise<number[]> {
+  if (tree.groupId <= 0) return [];
   if (process.platform !== 'linux') return signalGroup(tree, 0) ? [-tree.groupId] : [];
   const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name));
   const marker = `${RUN_ID_VARIABLE}=${tree.runId}\0`;

@@ -210,6 +210,7 @@ function describeExit(end: Extract<TaskEnd, { kind: 'exited' }>, memoryMb: numbe
   if (end.outOfMemory)
     return { code: 'TASK_OUT_OF_MEMORY', message: `The task used more than ${memoryMb} MB of memory` };
   if (end.signal) return { code: 'TASK_CRASHED', message: `The task was ended by ${end.signal}` };
+  if (end.code === null) return { code: 'TASK_CRASHED', message: 'The task could not be started' };
   if (end.code === 0) return { code: 'TASK_NO_RESULT', message: 'The task ended without a result' };
   return { code: 'TASK_CRASHED', message: `The task ended with exit code ${end.code}` };
 }

@@ -139,7 +139,7 @@ export class TaskProcess {
       if (this.child.pid === undefined) this.child.once('error', () => resolve({ code: null, signal: null }));
     });
     clearTimeout(this.timer);
-    if (this.child.pid !== undefined) await killTree(this.tree);
+    await killTree(this.tree);
     await this.untilOutputIsRead();
     const end = this.end ?? { kind: 'exited', code, signal, outOfMemory: this.outOfMemory };
     return { end, stopped: this.stopped };

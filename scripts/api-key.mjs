@@ -1,0 +1,39 @@
+// npm run -s api-key: the command line for API keys, on the database of a running `npm run up` of this folder
+// when DATABASE_URL names no other.
+import { spawnSync } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { prepare, root } from './prepare.mjs';
+
+const STATE = join(root, '.local', 'up', 'environment.json');
+const args = process.argv.slice(2);
+
+function databaseOfUp() {
+  if (!existsSync(STATE)) return undefined;
+  const { pid, DATABASE_URL } = JSON.parse(readFileSync(STATE, 'utf8'));
+  try {
+    process.kill(pid, 0);
+    return DATABASE_URL;
+  } catch {
+    return undefined; // It was killed and could not remove the file.
+  }
+}
+
+const needsDatabase = !args.includes('--help') && !args.includes('-h');
+const DATABASE_URL = process.env.DATABASE_URL || databaseOfUp();
+if (needsDatabase && !DATABASE_URL) {
+  process.stderr.write('There is no database: start `npm run up` in this folder, or set DATABASE_URL\n');
+  process.exit(1);
+}
+try {
+  // Only the key goes to standard output.
+  await prepare((line) => process.stderr.write(`${line}\n`));
+} catch (error) {
+  process.stderr.write(`${error.message}\n`);
+  process.exit(1);
+}
+const { status } = spawnSync(process.execPath, [join(root, 'dist', 'cli', 'api-key.js'), ...args], {
+  env: { ...process.env, DATABASE_URL },
+  stdio: 'inherit',
+});
+process.exit(status ?? 1);

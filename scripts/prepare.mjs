@@ -1,0 +1,60 @@
+// Makes a fresh clone ready to run: installs and builds what is not there yet. Needs nothing but Node itself.
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const LEAST_NODE = [20, 19];
+
+/** Written when it is done, so that what was interrupted is done again. */
+const INSTALLED = join(root, 'node_modules', '.installed');
+const BUILT = join(root, 'dist', '.built');
+
+/** @param {(line: string) => void} say hears what is going on */
+export async function prepare(say) {
+  const [major, minor] = process.versions.node.split('.').map(Number);
+  if (major < LEAST_NODE[0] || (major === LEAST_NODE[0] && minor < LEAST_NODE[1])) {
+    throw new Error(`Node ${LEAST_NODE.join('.')} or later is needed; this is ${process.versions.node}`);
+  }
+  const lock = createHash('sha256')
+    .update(readFileSync(join(root, 'package-lock.json')))
+    .digest('hex');
+  if (!existsSync(INSTALLED) || readFileSync(INSTALLED, 'utf8') !== lock) {
+    run(say, 'Installing packages, which takes a minute or two', ['ci', '--no-fund', '--no-audit']);
+    writeFileSync(INSTALLED, lock);
+  }
+  if (!existsSync(BUILT) || newestSource() > statSync(BUILT).mtimeMs) {
+    run(say, 'Building', ['run', 'build']);
+    writeFileSync(BUILT, '');
+  }
+}
+
+function run(say, what, args) {
+  say(`${what} …`);
+  const began = Date.now();
+  const windows = process.platform === 'win32';
+  const { status, error, stdout, stderr } = spawnSync(windows ? 'npm.cmd' : 'npm', args, {
+    cwd: root,
+    encoding: 'utf8',
+    shell: windows,
+    maxBuffer: 64 * 1024 * 1024,
+  });
+  if (status !== 0) throw new Error(`npm ${args[0]} failed\n${error ?? ''}${stdout ?? ''}${stderr ?? ''}`);
+  say(`  done in ${Math.round((Date.now() - began) / 1000)} s`);
+}
+
+function newestSource() {
+  const files = ['package.json', 'package-lock.json', 'tsconfig.json', 'tsconfig.build.json', 'prisma/schema.prisma'];
+  const folders = [join(root, 'src')];
+  const times = files.map((file) => statSync(join(root, file)).mtimeMs);
+  for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
+    for (const entry of readdirSync(folder, { withFileTypes: true })) {
+      const path = join(folder, entry.name);
+      if (!entry.isDirectory()) times.push(statSync(path).mtimeMs);
+      else if (entry.name !== 'generated') folders.push(path);
+    }
+  }
+  return Math.max(...times);
+}
