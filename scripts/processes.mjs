@@ -67,6 +67,10 @@ export class Processes {
     return child;
   }
 
+  pidOf(name) {
+    return this.#started.findLast((entry) => entry.name === name)?.pid;
+  }
+
   /** Ends everything, the last started first. Each gets its stop signal, and SIGKILL if it takes too long. */
   async stop({ patienceMs = 40_000, say = () => undefined } = {}) {
     this.#stopping = true;

@@ -106,11 +106,11 @@ function banner(api, worker, key) {
     BASE=${api}/rest/v1/scenario-studio/jobs
     KEY=${key}
     create() { curl -s $BASE -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' -d "{\\"user_email\\":\\"ada@example.com\\",\\"prompt\\":\\"$1\\"}"; echo; }
-    watch() { curl -s $BASE/$1 -H "Authorization: Bearer $KEY"; echo; }
+    show() { curl -s $BASE/$1 -H "Authorization: Bearer $KEY"; echo; }
     cancel() { curl -s -X DELETE $BASE/$1 -H "Authorization: Bearer $KEY"; echo; }
 
     create 'Discovery call with an IT director'      # answers with the job and its id
-    watch JOB_ID
+    show JOB_ID
     cancel JOB_ID
 
     create '[spin] computes without ever yielding'   # no message reaches such a task

@@ -1,0 +1,234 @@
+// npm run demo: starts the whole service with an empty database, cancels jobs of several kinds over HTTP, and
+// prints what happened and how long it took until each process was dead.
+import { readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { prepare, root } from './prepare.mjs';
+
+const HELP = `Usage: npm run demo
+
+Starts the service by itself, cancels a queued job, a cooperative one, one that computes without yielding, one that
+ignores SIGTERM, and one whose message to the worker is lost; prints the times. Takes about half a minute.
+
+Exit codes: 0 everything as promised, 1 not, 2 wrong usage.
+`;
+const PATIENCE_MS = 30_000;
+const say = (line = '') => console.log(line);
+const results = [];
+
+async function main(args) {
+  if (args.includes('--help') || args.includes('-h')) return void process.stdout.write(HELP);
+  if (args.length > 0) {
+    process.stderr.write(`Unknown argument: ${args[0]}\n\n${HELP}`);
+    process.exitCode = 2;
+    return;
+  }
+  await prepare(say);
+  const { Processes } = await import('./processes.mjs');
+  const { freePort, reachable } = await import('./servers.mjs');
+  const { renewKey, startServers, startService } = await import('./service.mjs');
+  const { default: pg } = await import('pg');
+
+  // Always servers of its own: it freezes Redis.
+  delete process.env.DATABASE_URL;
+  delete process.env.REDIS_URL;
+  const place = reachable(join(root, '.local', 'demo'));
+  const processes = await Processes.open(place);
+  for (const left of ['postgres', 'redis', 'worker.log', 'api.log'])
+    rmSync(join(place, left), { recursive: true, force: true });
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
+    process.on(signal, () => {
+      processes.kill();
+      process.removeAllListeners(signal);
+      process.kill(process.pid, signal);
+    });
+  }
+  let database;
+  const onExit = (why) => {
+    process.stderr.write(`\n${why}; its log is in ${place}\n`);
+    processes.kill();
+    process.exit(1);
+  };
+  try {
+    const environment = {
+      NODE_ENV: 'production',
+      HOST: '127.0.0.1',
+      PORT: String(await freePort()),
+      WORKER_PORT: String(await freePort()),
+      WORKER_CONCURRENCY: '2',
+      LOG_FORMAT: 'json',
+      LOG_LEVEL: 'info',
+      SCENARIO_TASK: join(root, 'examples', 'demo-task.mjs'),
+      SCENARIO_TASK_STEP_MS: '400',
+      ...(await startServers(processes, place, { say, onExit })),
+    };
+    const key = renewKey('demo', 'demo', environment);
+    say('Starting api and worker');
+    const { api } = await startService(processes, environment, { onExit });
+    database = new pg.Pool({ connectionString: environment.DATABASE_URL, max: 1 });
+    await play({
+      client: createClient(api, key),
+      database,
+      workerLog: join(place, 'worker.log'),
+      redisPid: processes.pidOf('redis'),
+    });
+  } finally {
+    await database?.end();
+    await processes.stop();
+  }
+  rmSync(place, { recursive: true, force: true });
+}
+
+async function play({ client, database, workerLog, redisPid }) {
+  const stage = { client, database, workerLog };
+
+  heading('A job that nobody cancels makes a scenario');
+  const { body: finished } = await client.create('Discovery call with an IT director');
+  const completed = await until('the job is completed', async () => {
+    const { body } = await client.get(finished.id);
+    return body.status !== 'queued' && body.status !== 'processing' && body;
+  });
+  check(completed.status === 'completed', 'the job completed');
+  say(`  ${completed.scenario.name}, after ${completed.duration_seconds} s\n  ${completed.scenario.url}`);
+
+  heading('A queued job: both places of the worker are taken, so it waits');
+  const busy = [await running(stage, '[stubborn] one'), await running(stage, '[stubborn] two')];
+  const { body: queued } = await client.create('Waits behind the others');
+  const { body: cancelled, ms } = await client.cancel(queued.id);
+  check(cancelled.status === 'cancelled' && cancelled.started_at === null, 'it is cancelled and was never started');
+  results.push(['queued', ms, null, 'never started']);
+
+  heading('Cancelling it again');
+  const again = await client.cancel(queued.id);
+  check(
+    again.status === 400 && again.body.error.code === 'job_not_cancellable',
+    'the answer is 400 job_not_cancellable',
+  );
+
+  heading('Tasks that ignore SIGTERM: acknowledged, so they have their grace; then SIGTERM, then SIGKILL');
+  await Promise.all(busy.map((each) => cancelAndWatch(stage, each, 'ignores SIGTERM')));
+  check(
+    (await client.get(queued.id)).body.started_at === null,
+    'the cancelled job did not start when places became free',
+  );
+
+  heading('A cooperative task');
+  await cancelAndWatch(stage, await running(stage, 'Heeds its AbortSignal'), 'cooperative');
+
+  heading('A task that computes without ever yielding');
+  await cancelAndWatch(stage, await running(stage, '[spin]'), 'CPU-bound');
+
+  heading('Redis frozen: the message to the worker is lost, the poll is enough');
+  const lost = await running(stage, 'Will not hear the doorbell');
+  process.kill(redisPid, 'SIGSTOP');
+  await cancelAndWatch(stage, lost, 'message lost', 'retry-1');
+  process.kill(redisPid, 'SIGCONT');
+
+  heading('The same request again, with the same Idempotency-Key');
+  const replay = await client.cancel(lost.id, 'retry-1');
+  check(replay.status === 200 && replay.body.status === 'cancelled', 'the answer is the 200 of the first request');
+
+  heading('How long each cancel took');
+  const columns = ['task', 'answered after', 'process dead after', 'how it ended'];
+  const rows = results.map(([kind, answered, dead, how]) => [
+    kind,
+    `${Math.round(answered)} ms`,
+    dead === null ? '-' : `${Math.round(dead)} ms`,
+    how,
+  ]);
+  for (const row of [columns, ...rows])
+    say(`  ${row.map((cell, index) => cell.padEnd([18, 16, 20, 0][index])).join('')}`);
+  say('\n  Everything was as promised.');
+}
+
+/** Creates a job and waits until its task's process runs. The worker's log says which process that is. */
+async function running({ client, workerLog }, prompt) {
+  const { body } = await client.create(prompt);
+  const pid = await until('its process runs', () => {
+    const lines = readFileSync(workerLog, 'utf8')
+      .split('\n')
+      .filter((line) => line.includes(body.id));
+    return lines.map((line) => JSON.parse(line)).find((line) => line.msg === 'run began')?.taskPid;
+  });
+  await sleep(400); // The task itself is loaded a moment after its process.
+  return { id: body.id, pid };
+}
+
+/** Cancels a running job, and watches its process group from outside until it is gone. */
+async function cancelAndWatch({ client, database }, { id, pid }, kind, idempotencyKey) {
+  const began = performance.now();
+  const gone = untilGone(pid).then(() => performance.now() - began);
+  const { status, body, ms } = await client.cancel(id, idempotencyKey);
+  check(status === 200 && body.status === 'cancelled', 'it is cancelled');
+  const dead = await gone;
+  const how = await until('the worker has confirmed it', async () => {
+    const { rows } = await database.query('SELECT stopped_how FROM scenario_jobs WHERE id = $1', [id]);
+    return rows[0].stopped_how;
+  });
+  const { rows } = await database.query('SELECT count(*)::int AS scenarios FROM scenarios WHERE job_id = $1', [id]);
+  check(
+    (await client.get(id)).body.status === 'cancelled' && rows[0].scenarios === 0,
+    'it stays cancelled, and left no scenario',
+  );
+  say(`  process ${pid} and its group: gone after ${Math.round(dead)} ms (${how})`);
+  results.push([kind, ms, dead, how]);
+}
+
+async function untilGone(pid) {
+  for (;;) {
+    try {
+      process.kill(-pid, 0);
+    } catch {
+      return;
+    }
+    await sleep(1);
+  }
+}
+
+function createClient(api, key) {
+  const base = `${api}/rest/v1/scenario-studio/jobs`;
+  const request = async (method, path, { body, headers = {}, quiet = false } = {}) => {
+    const began = performance.now();
+    const response = await fetch(base + path, {
+      method,
+      headers: { authorization: `Bearer ${key}`, ...(body && { 'content-type': 'application/json' }), ...headers },
+      ...(body && { body: JSON.stringify(body) }),
+    });
+    const answer = { status: response.status, body: await response.json(), ms: performance.now() - began };
+    if (!quiet) say(`  ${method} ${path || '/'} → ${answer.status} ${brief(answer.body)}`);
+    return answer;
+  };
+  return {
+    create: (prompt) => request('POST', '', { body: { user_email: 'ada@example.com', prompt } }),
+    get: (id) => request('GET', `/${id}`, { quiet: true }),
+    cancel: (id, idempotencyKey) =>
+      request('DELETE', `/${id}`, { headers: idempotencyKey ? { 'idempotency-key': idempotencyKey } : {} }),
+  };
+}
+
+const brief = ({ error, id, status, started_at, duration_seconds }) =>
+  error ? JSON.stringify({ error }) : JSON.stringify({ id, status, started_at, duration_seconds });
+
+async function until(what, look) {
+  const deadline = Date.now() + PATIENCE_MS;
+  while (Date.now() < deadline) {
+    const found = await look();
+    if (found) return found;
+    await sleep(10);
+  }
+  throw new Error(`Not within ${PATIENCE_MS / 1000} s: ${what}`);
+}
+
+function check(holds, what) {
+  if (!holds) throw new Error(`Not as promised: ${what}`);
+  say(`  ✓ ${what}`);
+}
+
+function heading(text) {
+  say(`\n${text}`);
+}
+
+main(process.argv.slice(2)).catch((error) => {
+  process.stderr.write(`\n${error.message}\n`);
+  process.exit(1);
+});
