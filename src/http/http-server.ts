@@ -5,7 +5,8 @@ import { FastifyAdapter } from '@nestjs/platform-fastify';
 import { type FastifyReply, type FastifyRequest, LogController } from 'fastify';
 import { type Logger } from '../infrastructure/logger';
 import { type Metrics } from '../infrastructure/metrics';
-import { ApiError, type ApiErrorCode } from './api-error';
+import { JobNotFound } from '../modules/scenario-jobs/job.errors';
+import { ApiError } from './api-error';
 import { sendError, toApiError } from './error.filter';
 
 /** Twelve bytes for each of the 60 000 characters of the largest prompt and context, and some air. */
@@ -110,22 +111,37 @@ function logRequest(request: FastifyRequest, reply: FastifyReply, route: string)
   );
 }
 
+/** What Node says of a connection; the packet, which Fastify's type has wrong, is a buffer. */
+type ClientError = Error & { code?: string; rawPacket?: unknown };
+
 /** Node gave up on a connection before it was a request: answers it in the envelope and closes it. */
-function refuseConnection(error: Error & { code?: string }, socket: Socket): void {
+function refuseConnection(error: ClientError, socket: Socket): void {
   if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
-  const [code, message]: [ApiErrorCode, string] =
-    error.code === 'HPE_HEADER_OVERFLOW'
-      ? ['headers_too_large', 'Request headers are larger than 16 KiB']
-      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
-        ? ['request_timeout', 'Request was not received in time']
-        : ['malformed_request', 'Request is not well-formed HTTP'];
-  const refusal = new ApiError(code, message);
+  const refusal = describeClientError(error);
   const body = JSON.stringify(refusal.envelope);
   socket.end(
     `HTTP/1.1 ${refusal.status} ${STATUS_CODES[refusal.status]}\r\n` +
       'Content-Type: application/json; charset=utf-8\r\nConnection: close\r\n' +
       `Content-Length: ${Buffer.byteLength(body)}\r\nX-Request-Id: ${randomUUID()}\r\n\r\n${body}`,
   );
+}
+
+const MALFORMED = new ApiError('malformed_request', 'Request is not well-formed HTTP');
+
+function describeClientError({ code, rawPacket }: ClientError): ApiError {
+  switch (code) {
+    case 'HPE_HEADER_OVERFLOW':
+      return new ApiError('headers_too_large', 'Request headers are larger than 16 KiB');
+    case 'ERR_HTTP_REQUEST_TIMEOUT':
+      return new ApiError('request_timeout', 'Request was not received in time');
+    case 'HPE_INVALID_URL': {
+      // Bytes that no URL has, in the place of a job's id: like any other id that is not one.
+      const jobId = /^[A-Z]+ \S*\/jobs\/([^\s?]+)/.exec(Buffer.isBuffer(rawPacket) ? rawPacket.toString() : '')?.[1];
+      return jobId === undefined ? MALFORMED : toApiError(new JobNotFound(jobId));
+    }
+    default:
+      return MALFORMED;
+  }
 }
 
 declare module 'fastify' {

@@ -13,13 +13,19 @@ export function describeApi(app: INestApplication): OpenAPIObject {
         'All requests require a valid API key passed in the Authorization header:\n\n' +
         '```\nAuthorization: Bearer exec_live_...\n```\n',
     )
-    .addBearerAuth(
-      { type: 'http', scheme: 'bearer', description: 'Format: `exec_live_` followed by 40 alphanumeric characters.' },
-      'bearerAuth',
-    )
+    .addSecurity('bearerAuth', {
+      type: 'http',
+      scheme: 'bearer',
+      description:
+        'API key created in Settings > API.\n\nFormat: `exec_live_` followed by 40 alphanumeric characters.\n',
+    })
     .addSecurityRequirements('bearerAuth')
+    .addServer('/rest/v1')
     .build();
-  const document = SwaggerModule.createDocument(app, config, { extraModels: [ValidationErrorDetail] });
+  const document = SwaggerModule.createDocument(app, config, {
+    extraModels: [ValidationErrorDetail],
+    ignoreGlobalPrefix: true,
+  });
 
   // Every operation needs a key; the response without one is described once.
   document.components ??= {};

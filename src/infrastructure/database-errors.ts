@@ -28,7 +28,10 @@ const ADAPTER_KINDS = new Set([
  */
 export function isDatabaseUnavailable(error: unknown): boolean {
   return chain(error).some(
-    ({ code, originalCode, kind, message }) =>
+    ({ code, originalCode, kind, message, severity }) =>
+      // Postgres ends the connection, or refuses it.
+      severity === 'FATAL' ||
+      severity === 'PANIC' ||
       PRISMA_CODES.has(String(code)) ||
       SOCKET_CODES.has(String(code)) ||
       SQLSTATES.test(String(originalCode ?? code)) ||
@@ -48,7 +51,7 @@ export function isUniqueViolation(error: unknown, index: string): boolean {
   );
 }
 
-type Link = Record<'code' | 'originalCode' | 'kind' | 'message' | 'constraint', unknown>;
+type Link = Record<'code' | 'originalCode' | 'kind' | 'message' | 'severity' | 'constraint', unknown>;
 
 function chain(error: unknown): Link[] {
   const links: Link[] = [];

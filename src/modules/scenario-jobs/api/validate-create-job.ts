@@ -1,31 +1,40 @@
 import { type PipeTransform } from '@nestjs/common';
 import { plainToInstance } from 'class-transformer';
-import { validateSync, type ValidationError } from 'class-validator';
+import { getMetadataStorage, validateSync, type ValidationError } from 'class-validator';
 import { ApiError, type ApiErrorCode } from '../../../http/api-error';
 import { CreateJobDto } from './create-job.dto';
 
 /** Fields of the API that are not built yet. To accept and ignore them would lose a callback silently. */
 const UNSUPPORTED = new Set(['callback_url', 'callback_headers']);
+const KNOWN = new Set(
+  getMetadataStorage()
+    .getTargetValidationMetadatas(CreateJobDto, '', true, false)
+    .map(({ propertyName }) => propertyName),
+);
+/** Of several rules that a field breaks, the first of these is told. */
+const RULES = ['isDefined', 'isString', 'isNotEmpty', 'isStorableText', 'isEmail', 'maxLength'];
 
-/** Checks the body of the create operation. Its errors name the field and the rule, the first fault first. */
+/** Checks the body of the create operation. Its errors name the field and the rule, one fault at a time. */
 export class ValidateCreateJob implements PipeTransform<unknown, CreateJobDto> {
   transform(body: unknown): CreateJobDto {
     if (body === undefined) body = {};
     if (typeof body !== 'object' || body === null || Array.isArray(body)) {
       throw new ApiError('invalid_json', 'Request body must be a JSON object');
     }
+    for (const name of Object.keys(body)) {
+      if (UNSUPPORTED.has(name)) throw new ApiError('unsupported_field', `${name} is not supported yet`);
+      if (!KNOWN.has(name)) throw new ApiError('unknown_field', `${name} is not a known field`);
+    }
     const job = plainToInstance(CreateJobDto, body);
-    const [fault] = validateSync(job, { whitelist: true, forbidNonWhitelisted: true, stopAtFirstError: true });
+    const [fault] = validateSync(job);
     if (fault) throw describe(fault);
     return job;
   }
 }
 
 function describe({ property, constraints = {} }: ValidationError): ApiError {
-  const [rule = '', message = `${property} is invalid`] = Object.entries(constraints)[0] ?? [];
-  if (UNSUPPORTED.has(property)) return new ApiError('unsupported_field', `${property} is not supported yet`);
-  if (rule === 'whitelistValidation') return new ApiError('unknown_field', `${property} is not a known field`);
-  return new ApiError(codeOf(rule, property), message);
+  const rule = RULES.find((name) => name in constraints) ?? '';
+  return new ApiError(codeOf(rule, property), constraints[rule] ?? `${property} is invalid`);
 }
 
 function codeOf(rule: string, property: string): ApiErrorCode {

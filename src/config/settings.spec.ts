@@ -1,0 +1,63 @@
+import { InvalidSettings, parseSettings } from './settings';
+
+const REQUIRED = { DATABASE_URL: 'postgres://u:secret@host/db', REDIS_URL: 'redis://host' };
+
+const faultsOf = (environment: Record<string, string>): string[] => {
+  try {
+    parseSettings(environment);
+    return [];
+  } catch (error) {
+    if (error instanceof InvalidSettings) return error.faults;
+    throw error;
+  }
+};
+
+describe('settings', () => {
+  it('need a database and a Redis, and have a default for everything else', () => {
+    expect(faultsOf({})).toEqual(['DATABASE_URL is required', 'REDIS_URL is required']);
+    expect(parseSettings(REQUIRED)).toMatchObject({ PORT: 3000, WORKER_CONCURRENCY: 4, LOG_LEVEL: 'info' });
+  });
+
+  it('take a variable that is set to nothing for one that is not set', () => {
+    expect(parseSettings({ ...REQUIRED, PORT: '', SCENARIO_TASK: '' })).toMatchObject({
+      PORT: 3000,
+      SCENARIO_TASK: undefined,
+    });
+  });
+
+  it.each([
+    ['DATABASE_URL', 'mysql://u:secret@host/db', 'must be a postgres:// URL'],
+    ['REDIS_URL', 'not a URL', 'must be a redis:// or rediss:// URL'],
+    ['PORT', '65536', 'must be at most 65535'],
+    ['PORT', '3000x', 'must be a whole number'],
+    ['PORT', '-1', 'must be a whole number'],
+    ['WORKER_CONCURRENCY', '0', 'must be at least 1'],
+    ['STOP_GRACE_MS', '1e3', 'must be a whole number of milliseconds'],
+    ['STOP_GRACE_MS', '0', 'must be at least 1'],
+    ['CANCEL_POLL_MS', '9999999999', 'must be at most 2147483647'],
+    ['LOG_LEVEL', 'loud', 'must be one of fatal, error, warn, info, debug, trace, silent'],
+    ['LOG_FORMAT', 'xml', 'must be one of json, pretty'],
+    ['QUEUE_PREFIX', 'a:b', 'must be 1 to 64 letters, digits or any of _ - . { }'],
+    ['TASK_ENV', 'A,B C', 'must be variable names separated by commas'],
+    ['SCENARIO_DOMAIN', 'https://x', 'must be a domain name'],
+  ])('refuse %s=%s', (name, value, rule) => {
+    expect(faultsOf({ ...REQUIRED, [name]: value })).toEqual([`${name} ${rule}`]);
+  });
+
+  it('hold variables against each other', () => {
+    expect(faultsOf({ ...REQUIRED, CANCEL_POLL_MS: '40000' })).toEqual([
+      'BLIND_MS must be at least twice CANCEL_POLL_MS',
+      'WORKER_LOST_MS must be at least three times CANCEL_POLL_MS',
+    ]);
+  });
+
+  it('name every fault at once, and never a value', () => {
+    const faults = faultsOf({ DATABASE_URL: 'secret', REDIS_URL: 'secret', PORT: 'secret', LOG_LEVEL: 'secret' });
+    expect(faults.map((fault) => fault.split(' ')[0])).toEqual(['DATABASE_URL', 'REDIS_URL', 'PORT', 'LOG_LEVEL']);
+    expect(faults.join()).not.toContain('secret');
+  });
+
+  it('split a list', () => {
+    expect(parseSettings({ ...REQUIRED, TASK_ENV: 'A,B_C' }).TASK_ENV).toEqual(['A', 'B_C']);
+  });
+});

@@ -1,0 +1,99 @@
+import { newApiKey } from '../../src/auth/api-key';
+import { parseAnswer, rawHttp } from '../support/raw-http';
+import { type ErrorBody, TestSystem } from '../support/test-system';
+
+let system: TestSystem;
+beforeAll(async () => {
+  system = await TestSystem.start({ workers: 0 });
+});
+afterAll(() => system.stop());
+
+const REFUSAL = {
+  error: { type: 'authentication_error', code: 'invalid_api_key', message: 'Invalid or inactive API key' },
+};
+const ask = async (authorization: string | undefined) => {
+  const response = await fetch(`${system.jobsUrl}/j1o2b3i4d5x6`, {
+    method: 'DELETE',
+    headers: authorization === undefined ? {} : { authorization },
+  });
+  return {
+    status: response.status,
+    challenge: response.headers.get('www-authenticate'),
+    body: (await response.json()) as ErrorBody,
+  };
+};
+
+describe('without a valid key: 401', () => {
+  it('missing', async () => {
+    expect(await ask(undefined)).toEqual({ status: 401, challenge: 'Bearer realm="scenario-studio"', body: REFUSAL });
+  });
+
+  it.each([
+    ['empty', () => ''],
+    ['no scheme', () => system.key],
+    ['another scheme', () => `Basic ${system.key}`],
+    ['no key', () => 'Bearer '],
+    ['another prefix', () => `Bearer exec_test_${system.key.slice(10)}`],
+    ['too short', () => `Bearer ${system.key.slice(0, -1)}`],
+    ['too long', () => `Bearer ${system.key}a`],
+    ['other characters', () => `Bearer ${system.key.slice(0, -1)}-`],
+    ['upper case', () => `Bearer ${system.key.toUpperCase()}`],
+    ['two keys', () => `Bearer ${system.key}, Bearer ${system.key}`],
+    ['unknown', () => `Bearer ${newApiKey()}`],
+  ])('%s', async (_what, header) => {
+    expect(await ask(header())).toEqual({
+      status: 401,
+      challenge: 'Bearer realm="scenario-studio", error="invalid_token"',
+      body: REFUSAL,
+    });
+  });
+
+  it.each([
+    ['expired', { expiresAt: new Date(Date.now() - 1000) }],
+    ['revoked', { revokedAt: new Date() }],
+  ])('%s', async (_what, times) => {
+    const { key } = await system.createKey(system.workspace.id, times);
+    expect(await ask(`Bearer ${key}`)).toMatchObject({ status: 401, body: REFUSAL });
+  });
+
+  it('sent twice', async () => {
+    const line = `Authorization: Bearer ${system.key}\r\n`;
+    const request = `GET /rest/v1/scenario-studio/jobs/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n${line}${line}\r\n`;
+    expect(parseAnswer(await rawHttp(system.api.url!, request))).toMatchObject({ status: 401, body: REFUSAL });
+  });
+});
+
+describe('with a valid key', () => {
+  it.each(['Bearer', 'bearer', 'BEARER'])('%s is accepted', async (scheme) => {
+    expect((await ask(`${scheme} ${system.key}`)).status).toBe(404);
+  });
+
+  it('a key that expires later is accepted', async () => {
+    const { key } = await system.createKey(system.workspace.id, { expiresAt: new Date(Date.now() + 60_000) });
+    expect((await ask(`Bearer ${key}`)).status).toBe(404);
+  });
+
+  it('a revoked one stops working at once', async () => {
+    const { key, keyId } = await system.createKey(system.workspace.id);
+    expect((await ask(`Bearer ${key}`)).status).toBe(404);
+    await system.pool.query('UPDATE api_keys SET revoked_at = now() WHERE id = $1', [keyId]);
+    expect((await ask(`Bearer ${key}`)).status).toBe(401);
+  });
+
+  it('of an inactive workspace: 403', async () => {
+    const { key, workspace } = await system.createWorkspace();
+    await system.pool.query('UPDATE workspaces SET active = false WHERE id = $1', [workspace.id]);
+    expect(await ask(`Bearer ${key}`)).toMatchObject({
+      status: 403,
+      body: { error: { type: 'authorization_error', code: 'workspace_inactive', message: 'Workspace is inactive' } },
+    });
+  });
+});
+
+it('no key is ever logged or stored', async () => {
+  await ask(`Bearer ${system.key}`);
+  await ask(`Bearer ${system.key}x`);
+  expect(JSON.stringify([system.api.logs, system.api.printed])).not.toContain(system.key.slice(10));
+  const { rows } = await system.pool.query('SELECT * FROM api_keys');
+  expect(JSON.stringify(rows)).not.toContain(system.key.slice(10));
+});

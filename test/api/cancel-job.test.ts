@@ -1,0 +1,205 @@
+import { eventually } from '../support/eventually';
+import { parseAnswer, rawHttp } from '../support/raw-http';
+import { type ErrorBody, type Job, TestSystem } from '../support/test-system';
+
+let system: TestSystem;
+// No worker: what is queued stays queued.
+beforeAll(async () => {
+  system = await TestSystem.start({ workers: 0 });
+});
+afterAll(() => system.stop());
+
+describe('DELETE of a queued job', () => {
+  it('cancels it and takes it out of the queue', async () => {
+    const created = await system.create('quick');
+    expect(await system.isQueued(created.id)).toBe(1);
+    const { status, body, headers } = await system.cancel(created.id);
+    expect(status).toBe(200);
+    expect(headers.get('content-type')).toBe('application/json; charset=utf-8');
+    expect(body).toEqual({
+      id: created.id,
+      status: 'cancelled',
+      scenario: null,
+      error: null,
+      created_at: created.created_at,
+      started_at: null,
+      completed_at: expect.stringMatching(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/),
+      duration_seconds: null,
+    });
+    expect(await system.get(created.id)).toEqual(body);
+    expect(await system.isQueued(created.id)).toBe(0);
+    expect(await system.row(created.id)).toMatchObject({ cancelled_by: system.keyId, stopped_at: null, attempt: 0 });
+  });
+
+  it('cancels it once, however often it is asked at once', async () => {
+    const { id } = await system.create('quick');
+    const answers = await Promise.all(Array.from({ length: 200 }, () => system.cancel(id)));
+    expect(answers.filter(({ status }) => status === 200)).toHaveLength(1);
+    expect(
+      answers.filter(({ status, body }) => status === 400 && body.error.code === 'job_not_cancellable'),
+    ).toHaveLength(199);
+  });
+
+  it.each([
+    ['JSON and no body', 'application/json', ''],
+    ['JSON that is broken', 'application/json', '{"a":'],
+    ['text', 'text/plain', 'hello'],
+    ['a form', 'application/x-www-form-urlencoded', 'a=b'],
+  ])('does not care for a body: %s', async (_what, contentType, body) => {
+    const { id } = await system.create('quick');
+    expect((await system.request('DELETE', `/${id}`, { body, headers: { 'content-type': contentType } })).status).toBe(
+      200,
+    );
+  });
+});
+
+describe('DELETE with an Idempotency-Key', () => {
+  it('answers a retry with the 200 of the request that cancelled the job', async () => {
+    const { id } = await system.create('quick');
+    const first = await system.cancel(id, { 'idempotency-key': 'one' });
+    const retry = await system.cancel(id, { 'idempotency-key': 'one' });
+    expect([first.status, retry.status]).toEqual([200, 200]);
+    expect(retry.body).toEqual(first.body);
+    expect((await system.cancel(id, { 'idempotency-key': 'two' })).status).toBe(400);
+    expect((await system.cancel(id)).status).toBe(400);
+  });
+
+  it('answers every one of many retries at once', async () => {
+    const { id } = await system.create('quick');
+    const answers = await Promise.all(
+      Array.from({ length: 50 }, () => system.cancel(id, { 'idempotency-key': 'same' })),
+    );
+    expect(new Set(answers.map(({ status, body }) => `${status} ${body.completed_at}`)).size).toBe(1);
+  });
+
+  it.each([
+    ['empty', ['']],
+    ['too long', ['x'.repeat(256)]],
+    ['not ASCII', ['caf\u00e9']],
+    ['sent twice', ['one', 'one']],
+  ])('refuses one that is %s, and cancels nothing', async (_what, keys) => {
+    const { id } = await system.create('quick');
+    const lines = keys.map((key) => `Idempotency-Key: ${key}\r\n`).join('');
+    const request = `DELETE /rest/v1/scenario-studio/jobs/${id} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer ${system.key}\r\n${lines}\r\n`;
+    const { status, body } = parseAnswer(await rawHttp(system.api.url!, Buffer.from(request, 'latin1')));
+    expect({ status, body }).toMatchObject({ status: 400, body: { error: { code: 'invalid_idempotency_key' } } });
+    expect((await system.get(id)).status).toBe('queued');
+  });
+});
+
+describe('a job that is not there: 404, in the same words whatever the reason', () => {
+  it.each([
+    ['unknown', 'j1o2b3i4d5x6', 'j1o2b3i4d5x6'],
+    ['upper case', 'J1O2B3I4D5X6', 'J1O2B3I4D5X6'],
+    ['too short', 'abc', 'abc'],
+    ['very long', 'a'.repeat(5000), 'a'.repeat(5000)],
+    ['with a NUL', 'j1o2b3%004d5', 'j1o2b3\u00004d5'],
+    ['with a slash', 'a%2Fb', 'a/b'],
+    ['SQL', "'%20OR%201=1--", "' OR 1=1--"],
+    ['an emoji', '%F0%9F%92%A3', '💣'],
+    ['not decodable', '%zz', '%zz'],
+    ['not UTF-8', '%ff', '%ff'],
+    ['dots', '..%2f..', '../..'],
+  ])('%s', async (_what, path, id) => {
+    for (const method of ['GET', 'DELETE']) {
+      const { status, body } = await system.request<ErrorBody>(method, `/${path}`);
+      expect({ status, body }).toEqual({
+        status: 404,
+        body: { error: { type: 'not_found', code: 'job_not_found', message: `Job not found: ${id}` } },
+      });
+    }
+  });
+
+  it('bytes that are not ASCII', async () => {
+    const head = `DELETE /rest/v1/scenario-studio/jobs/\u00e9 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n`;
+    const request = Buffer.from(`${head}Authorization: Bearer ${system.key}\r\n\r\n`, 'latin1');
+    const { status, body } = parseAnswer(await rawHttp(system.api.url!, request));
+    expect(status).toBe(404);
+    expect(body).toMatchObject({ error: { code: 'job_not_found' } });
+  });
+
+  it("another workspace's, which it does not change", async () => {
+    const { id } = await system.create('quick');
+    const { key } = await system.createWorkspace();
+    const headers = { authorization: `Bearer ${key}` };
+    for (const method of ['GET', 'DELETE']) {
+      const { status, body } = await system.request<ErrorBody>(method, `/${id}`, { headers });
+      expect({ status, message: body.error.message }).toEqual({ status: 404, message: `Job not found: ${id}` });
+    }
+    expect((await system.get(id)).status).toBe('queued');
+  });
+});
+
+describe('a job that has ended', () => {
+  beforeAll(async () => {
+    await system.startWorker();
+  });
+
+  it.each([
+    ['completed', 'quick'],
+    ['failed', 'throws'],
+    ['cancelled', 'cooperative'],
+  ])('%s: 400, and nothing changes', async (state, species) => {
+    const { id } = await system.create(species);
+    if (state === 'cancelled') await system.cancel(id);
+    const before = await system.untilStatus(id, state);
+    const { status, body } = await system.cancel(id, { 'idempotency-key': 'k' });
+    expect({ status, body }).toEqual({
+      status: 400,
+      body: {
+        error: {
+          type: 'invalid_request',
+          code: 'job_not_cancellable',
+          message: `Cannot cancel job in '${state}' state`,
+        },
+      },
+    });
+    expect(await system.get(id)).toEqual(before);
+  });
+
+  it('a job that waits for its next try is queued, and can be cancelled', async () => {
+    const worker = await system.startWorker({ RETRY_BACKOFF_MS: '3600000' });
+    await system.workers[0]!.stop();
+    const { id } = await system.create('flaky');
+    await worker.untilLogged('run ended', id);
+    await eventually('it is delayed', () =>
+      system.redis.zscore(`${system.settings.QUEUE_PREFIX}:scenario-jobs:delayed`, id),
+    );
+    expect((await system.get(id)).status).toBe('queued');
+    expect((await system.cancel(id)).status).toBe(200);
+    expect(await system.isQueued(id)).toBe(0);
+    expect((await system.row(id)).attempt).toBe(1);
+  });
+});
+
+describe('while Postgres is away', () => {
+  it('answers 503 with Retry-After and changes nothing, is not ready, and recovers by itself', async () => {
+    const { id } = await system.create('slow 1000000');
+    await system.cutPostgres(async () => {
+      for (const method of ['DELETE', 'GET']) {
+        const { status, body, headers } = await system.request<ErrorBody>(method, `/${id}`);
+        expect({ status, type: body.error.type, code: body.error.code }).toEqual({
+          status: 503,
+          type: 'service_unavailable',
+          code: 'service_unavailable',
+        });
+        expect(headers.get('retry-after')).toBe('2');
+      }
+      const ready = await fetch(`${system.api.url}/readyz`);
+      expect(ready.status).toBe(503);
+      expect(await ready.json()).toMatchObject({
+        status: 'unavailable',
+        postgres: 'down',
+        redis: 'up',
+        error: { code: 'service_unavailable' },
+      });
+      expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
+    });
+    const { body } = await eventually('it answers again', async () => {
+      const answer = await system.request<Job>('GET', `/${id}`);
+      return answer.status === 200 && answer;
+    });
+    expect(body.status).not.toBe('cancelled');
+    expect((await system.cancel(id)).status).toBe(200);
+  });
+});

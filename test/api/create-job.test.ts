@@ -1,0 +1,172 @@
+import { type ErrorBody, type Job, TestSystem } from '../support/test-system';
+
+let system: TestSystem;
+beforeAll(async () => {
+  system = await TestSystem.start({ workers: 0 });
+});
+afterAll(() => system.stop());
+
+const good = { user_email: 'ada@example.com', prompt: 'Discovery call' };
+const post = (body: unknown, headers: Record<string, string> = {}) =>
+  system.request<Job & ErrorBody>('POST', '', { body, headers });
+const without = (field: keyof typeof good) =>
+  Object.fromEntries(Object.entries(good).filter(([name]) => name !== field));
+
+describe('POST of a job', () => {
+  it('creates it, queued', async () => {
+    const { status, body } = await post({ ...good, context: '# Notes', request_id: 'r-1' });
+    expect(status).toBe(201);
+    expect(body).toEqual({
+      id: expect.stringMatching(/^[a-z0-9]{12}$/),
+      status: 'queued',
+      scenario: null,
+      error: null,
+      created_at: expect.stringMatching(/Z$/),
+      started_at: null,
+      completed_at: null,
+      duration_seconds: null,
+      is_new: true,
+    });
+  });
+
+  it('gives the queue its id and a priority, and nothing private', async () => {
+    const { id } = await system.create('a secret prompt', { user_email: 'secret@example.com', context: 'secret' });
+    const keys = `${system.settings.QUEUE_PREFIX}:scenario-jobs`;
+    expect(await system.redis.zscore(`${keys}:prioritized`, id)).not.toBeNull();
+    expect(JSON.stringify(await system.redis.hgetall(`${keys}:${id}`))).not.toContain('secret');
+  });
+
+  it.each([
+    ['the longest prompt', { prompt: 'x'.repeat(10_000) }],
+    ['the longest prompt of characters beyond the BMP', { prompt: '💣'.repeat(10_000) }],
+    ['the longest context', { context: '\u00e9'.repeat(50_000) }],
+    ['nulls for what is optional', { context: null, scenario_slug: null, request_id: null }],
+    ['an empty context', { context: '' }],
+  ])('accepts %s', async (_what, fields) => {
+    expect((await post({ ...good, ...fields })).status).toBe(201);
+  });
+
+  it.each([
+    ['no email', without('user_email'), 'missing_field', 'user_email is required'],
+    ['no prompt', without('prompt'), 'missing_field', 'prompt is required'],
+    ['an empty prompt', { ...good, prompt: '' }, 'missing_field', 'prompt is required'],
+    ['a null prompt', { ...good, prompt: null }, 'missing_field', 'prompt is required'],
+    ['a prompt that is a number', { ...good, prompt: 1 }, 'invalid_field', 'prompt must be a string'],
+    ['a prompt that is a list', { ...good, prompt: ['a'] }, 'invalid_field', 'prompt must be a string'],
+    ['a bad email', { ...good, user_email: 'ada' }, 'invalid_field', 'user_email must be an email address'],
+    ['an email that is an object', { ...good, user_email: {} }, 'invalid_field', 'user_email must be a string'],
+    [
+      'a long prompt',
+      { ...good, prompt: 'x'.repeat(10_001) },
+      'prompt_too_long',
+      'prompt must be at most 10000 characters',
+    ],
+    [
+      'a long context',
+      { ...good, context: 'x'.repeat(50_001) },
+      'context_too_long',
+      'context must be at most 50000 characters',
+    ],
+    [
+      'a long request_id',
+      { ...good, request_id: 'x'.repeat(256) },
+      'invalid_field',
+      'request_id must be at most 255 characters',
+    ],
+    ['an empty request_id', { ...good, request_id: '' }, 'invalid_field', 'request_id must not be empty'],
+    ['a NUL', { ...good, prompt: 'a\0b' }, 'invalid_field', 'prompt must be valid Unicode text without NUL characters'],
+    [
+      'half a surrogate pair',
+      '{"user_email":"a@example.com","prompt":"\\ud800"}',
+      'invalid_field',
+      'prompt must be valid Unicode text without NUL characters',
+    ],
+    ['an unknown field', { ...good, contxt: 'x' }, 'unknown_field', 'contxt is not a known field'],
+    [
+      '__proto__',
+      '{"user_email":"a@example.com","prompt":"p","__proto__":{"x":1}}',
+      'unknown_field',
+      '__proto__ is not a known field',
+    ],
+    ['constructor', { ...good, constructor: 'x' }, 'unknown_field', 'constructor is not a known field'],
+    [
+      'a callback_url',
+      { ...good, callback_url: 'https://example.com' },
+      'unsupported_field',
+      'callback_url is not supported yet',
+    ],
+    [
+      'callback_headers',
+      { ...good, callback_headers: {} },
+      'unsupported_field',
+      'callback_headers is not supported yet',
+    ],
+    ['nothing', '', 'missing_field', 'user_email is required'],
+    ['a list', [], 'invalid_json', 'Request body must be a JSON object'],
+    ['null', 'null', 'invalid_json', 'Request body must be a JSON object'],
+    ['a string', '"text"', 'invalid_json', 'Request body must be a JSON object'],
+    ['broken JSON', '{"prompt":', 'invalid_json', 'Request body is not valid JSON'],
+  ])('refuses %s', async (_what, body, code, message) => {
+    const answer = await post(body);
+    expect({ status: answer.status, body: answer.body }).toEqual({
+      status: 400,
+      body: { error: { type: 'invalid_request', code, message } },
+    });
+  });
+
+  it.each(['text/plain', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=x'])(
+    'refuses %s',
+    async (type) => {
+      const { status, body } = await post('a=b', { 'content-type': type });
+      expect({ status, code: body.error.code }).toEqual({ status: 415, code: 'unsupported_media_type' });
+    },
+  );
+
+  it('refuses a body of more than a mebibyte', async () => {
+    const { status, body } = await post({ ...good, context: 'x'.repeat(1024 * 1024) });
+    expect({ status, code: body.error.code }).toEqual({ status: 413, code: 'body_too_large' });
+  });
+});
+
+describe('POST with a request_id that the workspace has used', () => {
+  it('answers 200 with that job, whatever its status and whatever else is asked for', async () => {
+    const first = (await post({ ...good, request_id: 'again' })).body;
+    await system.cancel(first.id);
+    const { status, body } = await post({ ...good, prompt: 'other', scenario_slug: 'unknown', request_id: 'again' });
+    expect(status).toBe(200);
+    expect(body).toEqual({ ...(await system.get(first.id)), is_new: false });
+  });
+
+  it('creates one job, however many ask at once', async () => {
+    const answers = await Promise.all(Array.from({ length: 20 }, () => post({ ...good, request_id: 'at-once' })));
+    expect(new Set(answers.map(({ body }) => body.id)).size).toBe(1);
+    expect(answers.map(({ status }) => status).sort()).toEqual([...Array<number>(19).fill(200), 201]);
+  });
+
+  it('is another job in another workspace', async () => {
+    const { body: ours } = await post({ ...good, request_id: 'shared' });
+    const { key } = await system.createWorkspace();
+    const { status, body } = await post({ ...good, request_id: 'shared' }, { authorization: `Bearer ${key}` });
+    expect(status).toBe(201);
+    expect(body.id).not.toBe(ours.id);
+  });
+});
+
+describe('POST with a scenario_slug', () => {
+  it('404 when the workspace has no such scenario', async () => {
+    const { status, body } = await post({ ...good, scenario_slug: 'no-such' });
+    expect({ status, body }).toEqual({
+      status: 404,
+      body: { error: { type: 'not_found', code: 'scenario_not_found', message: 'Scenario not found: no-such' } },
+    });
+  });
+
+  it('201 when it has, and 404 for another workspace', async () => {
+    await system.startWorker();
+    const { id } = await system.create('quick');
+    const slug = (await system.untilStatus(id, 'completed')).scenario!.url.split('/').at(-1);
+    expect((await post({ ...good, prompt: 'quick', scenario_slug: slug })).status).toBe(201);
+    const { key } = await system.createWorkspace();
+    expect((await post({ ...good, scenario_slug: slug }, { authorization: `Bearer ${key}` })).status).toBe(404);
+  });
+});

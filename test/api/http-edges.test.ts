@@ -1,0 +1,134 @@
+import { parseAnswer, rawHttp } from '../support/raw-http';
+import { type ErrorBody, TestSystem } from '../support/test-system';
+
+let system: TestSystem;
+beforeAll(async () => {
+  system = await TestSystem.start({ workers: 1 });
+});
+afterAll(() => system.stop());
+
+describe('every error is in the envelope', () => {
+  it.each([
+    ['GET', '/', 404, 'route_not_found'],
+    ['GET', '/rest/v1/nothing', 404, 'route_not_found'],
+    ['GET', '/rest/v1/scenario-studio/jobs', 405, 'method_not_allowed'],
+    ['PUT', '/rest/v1/scenario-studio/jobs/j1o2b3i4d5x6', 405, 'method_not_allowed'],
+    ['PATCH', '/rest/v1/scenario-studio/jobs/j1o2b3i4d5x6', 405, 'method_not_allowed'],
+    ['POST', '/rest/v1/scenario-studio/jobs/j1o2b3i4d5x6', 405, 'method_not_allowed'],
+    ['DELETE', '/livez', 405, 'method_not_allowed'],
+    ['OPTIONS', '/rest/v1/scenario-studio/jobs', 405, 'method_not_allowed'],
+  ])('%s %s: %i %s', async (method, path, status, code) => {
+    const response = await fetch(`${system.api.url}${path}`, { method });
+    expect({ status: response.status, body: await response.json() }).toMatchObject({
+      status,
+      body: { error: { code, message: expect.stringContaining(path) } },
+    });
+    expect(response.headers.get('x-request-id')).toBeTruthy();
+  });
+
+  it('says which methods a path has', async () => {
+    const { headers } = await fetch(`${system.jobsUrl}/j1o2b3i4d5x6`, { method: 'PUT' });
+    expect(headers.get('allow')?.split(', ').sort()).toEqual(['DELETE', 'GET', 'HEAD']);
+  });
+
+  it.each([
+    ['garbage', 'garbage\r\n\r\n', 400, 'malformed_request'],
+    ['a method of its own', 'FROBNICATE / HTTP/1.1\r\nHost: x\r\n\r\n', 400, 'malformed_request'],
+    ['large headers', `GET / HTTP/1.1\r\nHost: x\r\nX: ${'x'.repeat(20_000)}\r\n\r\n`, 431, 'headers_too_large'],
+    [
+      'a length and chunks',
+      'POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n',
+      400,
+      'malformed_request',
+    ],
+    [
+      'two lengths',
+      'POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello',
+      400,
+      'malformed_request',
+    ],
+    ['a NUL in a header', 'GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n', 400, 'malformed_request'],
+  ])('%s', async (_what, bytes, status, code) => {
+    const answer = parseAnswer(await rawHttp(system.api.url!, bytes));
+    expect(answer).toMatchObject({ status, body: { error: { type: 'invalid_request', code } } });
+    expect(answer.headers).toContain('x-request-id');
+  });
+});
+
+describe('request ids', () => {
+  const idOf = async (given?: string) =>
+    (
+      await fetch(`${system.api.url}/livez`, given === undefined ? {} : { headers: { 'x-request-id': given } })
+    ).headers.get('x-request-id');
+
+  it('takes over the one it is given', async () => {
+    expect(await idOf('trace-42')).toBe('trace-42');
+  });
+
+  it.each([undefined, '', 'with "quotes"', 'x'.repeat(200)])('makes one instead of %p', async (given) => {
+    expect(await idOf(given)).toMatch(/^[0-9a-f-]{36}$/);
+  });
+});
+
+describe('the log', () => {
+  it('has one line for each request, with whom it was for and what came of it', async () => {
+    const { job } = await system.createRunning('cooperative');
+    await system.cancel(job.id, { 'x-request-id': 'r-cancel' });
+    await system.cancel(job.id, { 'x-request-id': 'r-again' });
+    const line = async (requestId: string) => {
+      await system.request<ErrorBody>('GET', '/none');
+      return system.api.logs.filter((log) => log.requestId === requestId && log.msg === 'request');
+    };
+    expect(await line('r-cancel')).toEqual([
+      expect.objectContaining({
+        method: 'DELETE',
+        route: '/rest/v1/scenario-studio/jobs/:job_id',
+        status: 200,
+        ms: expect.any(Number),
+        jobId: job.id,
+        workspaceId: system.workspace.id,
+        keyId: system.keyId,
+        outcome: 'cancelled',
+        from: 'processing',
+      }),
+    ]);
+    expect(await line('r-again')).toEqual([
+      expect.objectContaining({ status: 400, error: 'job_not_cancellable', from: 'cancelled' }),
+    ]);
+    await system.untilStopped(job.id);
+  });
+
+  it('never has what callers send', async () => {
+    await system.create('quick', { context: 'private context', user_email: 'private@example.com' });
+    expect(JSON.stringify(system.api.logs)).not.toMatch(/private/);
+  });
+});
+
+describe('metrics and health', () => {
+  it('both processes publish what they did', async () => {
+    const { job } = await system.createRunning('cooperative');
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+    await system.workers[0]!.untilLogged('run ended', job.id);
+    const [api, worker] = await Promise.all(
+      [system.api.url, system.workers[0]!.url].map(async (url) => (await fetch(`${url}/metrics`)).text()),
+    );
+    expect(api).toMatch(/scenario_jobs_cancel_requests_total\{from="processing",outcome="cancelled"\} [1-9]/);
+    expect(api).toMatch(/scenario_jobs_doorbells_total\{outcome="heard"\} [1-9]/);
+    expect(api).toMatch(/scenario_jobs_unfinished\{status="queued"\} \d/);
+    expect(api).toMatch(/scenario_jobs_stops_unconfirmed 0/);
+    expect(api).toMatch(
+      /http_request_duration_seconds_count\{method="DELETE",route="\/rest\/v1\/scenario-studio\/jobs\/:job_id",status="200"\} [1-9]/,
+    );
+    expect(worker).toMatch(/scenario_jobs_cancel_signal_seconds_count\{source="(doorbell|poll)"\} [1-9]/);
+    expect(worker).toMatch(/scenario_jobs_cancel_stop_seconds_count\{how="graceful"\} [1-9]/);
+    expect(worker).toMatch(/scenario_jobs_runs_in_progress 0/);
+  });
+
+  it('both processes are ready', async () => {
+    for (const url of [system.api.url, system.workers[0]!.url]) {
+      const ready = await fetch(`${url}/readyz`);
+      expect(await ready.json()).toEqual({ status: 'ok', postgres: 'up', redis: 'up' });
+    }
+  });
+});

@@ -1,0 +1,140 @@
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
+import { TestSystem } from '../support/test-system';
+
+let system: TestSystem;
+beforeAll(async () => {
+  system = await TestSystem.start({ workers: 0 });
+});
+afterAll(() => system.stop());
+
+function run(program: 'api-key' | 'migrate', args: string[], environment: Record<string, string> = {}) {
+  const { status, stdout, stderr } = spawnSync(
+    process.execPath,
+    [join(__dirname, '../../dist/cli', `${program}.js`), ...args],
+    {
+      env: { PATH: process.env.PATH, DATABASE_URL: system.settings.DATABASE_URL, ...environment },
+      encoding: 'utf8',
+    },
+  );
+  return { status, out: stdout.trim(), err: stderr.trim() };
+}
+
+const keys = (...args: string[]) => run('api-key', args);
+const works = async (key: string) => {
+  const { status } = await system.request('GET', '/j1o2b3i4d5x6', { headers: { authorization: `Bearer ${key}` } });
+  return status === 404;
+};
+const idOf = (name: string) =>
+  keys('list')
+    .out.split('\n')
+    .find((line) => line.split('\t')[2] === name)
+    ?.split('\t')[0] as string;
+
+describe('api-key', () => {
+  it('create prints the key alone, and it works; the workspace is created', async () => {
+    const { status, out } = keys('create', '--workspace', 'new-one', '--name', 'first');
+    expect({ status, out }).toEqual({ status: 0, out: expect.stringMatching(/^exec_live_[A-Za-z0-9]{40}$/) });
+    expect(await works(out)).toBe(true);
+    expect(keys('list', '--workspace', 'new-one').out).toMatch(/^\w{12}\tnew-one\tfirst\tactive\tcreated \S+Z$/);
+  });
+
+  it('list never shows a key', () => {
+    const { out } = keys('create', '--workspace', 'acme', '--name', 'listed', '--expires', '90d');
+    const listed = keys('list');
+    expect(listed.out).not.toContain(out.slice(10));
+    expect(listed.out).toMatch(/listed\tactive\tcreated \S+\texpires \S+/);
+  });
+
+  it('revoke ends a key at once, and only once', async () => {
+    const { out: key } = keys('create', '--workspace', 'acme', '--name', 'revoked');
+    const id = idOf('revoked');
+    expect(keys('revoke', id).status).toBe(0);
+    expect(await works(key)).toBe(false);
+    expect(keys('revoke', id)).toMatchObject({ status: 1, err: `There is no key ${id}, or it is revoked already` });
+  });
+
+  it('rotate ends the old key at once, or after the overlap', async () => {
+    const { out: first } = keys('create', '--workspace', 'acme', '--name', 'rotated');
+    const { out: second } = keys('rotate', idOf('rotated'), '--overlap', '1h');
+    expect([await works(first), await works(second)]).toEqual([true, true]);
+    const newest = keys('list')
+      .out.split('\n')
+      .filter((line) => line.includes('\trotated\t'))
+      .at(-1)
+      ?.split('\t')[0] as string;
+    const { out: third } = keys('rotate', newest);
+    expect([await works(second), await works(third)]).toEqual([false, true]);
+  });
+
+  it.each([
+    [[], 'A command is required'],
+    [['frobnicate'], 'Unknown command: frobnicate'],
+    [['create', '--name', 'x'], '--workspace is required'],
+    [['create', '--workspace', 'acme'], '--name is required'],
+    [['create', '--workspace', 'Not A Slug', '--name', 'x'], '--workspace must be'],
+    [['create', '--workspace=-acme', '--name', 'x'], '--workspace must be'],
+    [['create', '--workspace', 'acme', '--name', ''], '--name must be'],
+    [['create', '--workspace', 'acme', '--name', 'x', '--expires', 'soon'], '--expires must be'],
+    [['create', '--workspace', 'acme', '--name', 'x', '--expires', '0d'], '--expires must be'],
+    [['create', '--nonsense'], "Unknown option '--nonsense'"],
+    [['list', '--name', 'x'], 'list has no option --name'],
+    [['revoke'], 'revoke needs the id of a key'],
+    [['revoke', 'a', 'b'], 'Unknown argument: b'],
+  ])('%j: wrong usage', (args, message) => {
+    const { status, out, err } = keys(...args);
+    expect({ status, out }).toEqual({ status: 2, out: '' });
+    expect(err).toContain(message);
+  });
+
+  it('--help says how it is used', () => {
+    expect(keys('--help')).toMatchObject({ status: 0, out: expect.stringMatching(/^Usage: npm run -s api-key/) });
+  });
+
+  it('says when there is no database', () => {
+    const nowhere = { DATABASE_URL: 'postgres://u:secret@127.0.0.1:1/none' };
+    const { status, err } = run('api-key', ['list'], nowhere);
+    expect({ status, err }).toEqual({ status: 1, err: 'Postgres cannot be reached; DATABASE_URL names it' });
+    expect(run('api-key', ['list'], { DATABASE_URL: '' })).toMatchObject({
+      status: 1,
+      err: expect.stringContaining('DATABASE_URL is required'),
+    });
+  });
+});
+
+describe('migrate', () => {
+  it('changes nothing when everything is applied', () => {
+    expect(run('migrate', [])).toMatchObject({ status: 0, out: '0 migration(s) applied, 1 were there before' });
+  });
+
+  it('keeps the books of Prisma', async () => {
+    const { rows } = await system.pool.query('SELECT * FROM _prisma_migrations');
+    expect(rows).toEqual([
+      expect.objectContaining({
+        migration_name: '20261123190000_initial',
+        checksum: expect.stringMatching(/^[0-9a-f]{64}$/),
+        finished_at: expect.any(Date),
+        rolled_back_at: null,
+        applied_steps_count: 1,
+      }),
+    ]);
+  });
+
+  it('refuses a database whose migrations are not these', async () => {
+    await system.pool.query(`UPDATE _prisma_migrations SET checksum = repeat('0', 64)`);
+    const { status, err } = run('migrate', []);
+    expect({ status, err }).toEqual({
+      status: 1,
+      err: 'Migration failed: 20261123190000_initial was changed after it was applied',
+    });
+  });
+
+  it('says what is wrong with how it is called', () => {
+    expect(run('migrate', ['--force'])).toMatchObject({
+      status: 2,
+      err: expect.stringContaining('Unknown argument: --force'),
+    });
+    expect(run('migrate', [], { DATABASE_URL: '' })).toMatchObject({ status: 2, err: 'DATABASE_URL is required' });
+    expect(run('migrate', ['--help'])).toMatchObject({ status: 0, out: expect.stringContaining('Usage') });
+  });
+});

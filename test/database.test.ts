@@ -1,0 +1,133 @@
+import { randomUUID } from 'node:crypto';
+import { newId } from '../src/infrastructure/ids';
+import { isTerminal, JOB_STATUSES, type JobStatus, TRANSITIONS } from '../src/modules/scenario-jobs/job-status';
+import { TestSystem } from './support/test-system';
+
+let system: TestSystem;
+const RUN = (): string => `run_id = '${randomUUID()}', worker_id = 'w', started_at = COALESCE(started_at, now())`;
+
+beforeAll(async () => {
+  system = await TestSystem.start({ workers: 0 });
+});
+afterAll(() => system.stop());
+
+/** What a row must have to be in each status, as an update of one that is not. */
+const TO: Record<JobStatus, () => string> = {
+  queued: () => `status = 'queued', run_id = NULL, worker_id = NULL`,
+  processing: () => `status = 'processing', ${RUN()}`,
+  completed: () => `status = 'completed', completed_at = now(), ${RUN()}`,
+  failed: () => `status = 'failed', completed_at = now(), error_code = 'X', error_message = 'x', ${RUN()}`,
+  cancelled: () => `status = 'cancelled', completed_at = now(), cancelled_by = '${system.keyId}'`,
+};
+
+const update = (jobId: string, set: string) =>
+  system.pool.query(`UPDATE scenario_jobs SET ${set} WHERE id = $1`, [jobId]);
+
+async function insert(): Promise<string> {
+  const id = newId();
+  await system.pool.query(
+    `INSERT INTO scenario_jobs (id, workspace_id, user_email, prompt) VALUES ($1, $2, 'a@example.com', 'p')`,
+    [id, system.workspace.id],
+  );
+  return id;
+}
+
+/** Moves a job on, with the scenario that a completed one needs. */
+async function move(jobId: string, to: JobStatus) {
+  const client = await system.pool.connect();
+  try {
+    await client.query('BEGIN');
+    await client.query(`UPDATE scenario_jobs SET ${TO[to]()} WHERE id = $1`, [jobId]);
+    if (to === 'completed') await client.query(INSERT_SCENARIO, [newId(), system.workspace.id, jobId]);
+    await client.query('COMMIT');
+  } catch (error) {
+    await client.query('ROLLBACK');
+    throw error;
+  } finally {
+    client.release();
+  }
+}
+const INSERT_SCENARIO = `INSERT INTO scenarios (id, workspace_id, job_id, slug, name, content) VALUES ($1, $2, $3, $1, 'n', '{}')`;
+
+async function jobIn(status: JobStatus): Promise<string> {
+  const id = await insert();
+  if (status !== 'queued' && status !== 'cancelled') await move(id, 'processing');
+  if (status !== 'queued' && status !== 'processing') await move(id, status);
+  return id;
+}
+
+describe('the database allows exactly the documented transitions', () => {
+  const pairs = JOB_STATUSES.flatMap((from) =>
+    JOB_STATUSES.filter((to) => to !== from).map((to) => [from, to] as const),
+  );
+  it.each(pairs)('%s to %s', async (from, to) => {
+    const id = await jobIn(from);
+    const allowed = (TRANSITIONS[from] as readonly string[]).includes(to);
+    await (allowed
+      ? expect(move(id, to)).resolves.toBeUndefined()
+      : expect(move(id, to)).rejects.toThrow(/job \w+ |constraint/));
+    expect((await system.row(id)).status).toBe(allowed ? to : from);
+  });
+});
+
+describe('the database refuses', () => {
+  it.each(JOB_STATUSES.filter(isTerminal))('to change anything of a %s job', async (status) => {
+    const id = await jobIn(status);
+    for (const set of [`prompt = 'other'`, `completed_at = now() + interval '1 hour'`, `attempt = attempt + 1`]) {
+      await expect(update(id, set)).rejects.toThrow(/can no longer change/);
+    }
+  });
+
+  it.each<[string, JobStatus, () => string]>([
+    ['a queued job with a run', 'queued', RUN],
+    ['a run without a worker', 'queued', () => `run_id = '${randomUUID()}'`],
+    ['an unfinished job with an end', 'queued', () => 'completed_at = now()'],
+    ['an unfinished job with an error', 'processing', () => `error_code = 'X', error_message = 'x'`],
+    ['a running job without a start', 'processing', () => 'started_at = NULL'],
+    ['a running job with a canceller', 'processing', () => `cancelled_by = '${system.keyId}'`],
+    ['a cancelled job without a canceller', 'queued', () => `status = 'cancelled', completed_at = now()`],
+    ['a cancelled job without an end', 'queued', () => `status = 'cancelled', cancelled_by = '${system.keyId}'`],
+    [
+      'a canceller that does not exist',
+      'queued',
+      () => `status = 'cancelled', completed_at = now(), cancelled_by = 'x'`,
+    ],
+    ['a failed job without an error', 'processing', () => `status = 'failed', completed_at = now()`],
+    [
+      'an end before the start',
+      'processing',
+      () => `status = 'failed', error_code = 'X', error_message = 'x', completed_at = now() - interval '1 h'`,
+    ],
+    ['a completed job without a scenario', 'processing', () => `status = 'completed', completed_at = now()`],
+    ['a stop of a job that runs', 'processing', () => `stopped_at = now(), stopped_how = 'killed'`],
+    ['a stop of a job that never ran', 'cancelled', () => `stopped_at = now(), stopped_how = 'killed'`],
+  ])('%s', async (_what, status, set) => {
+    const id = await jobIn(status);
+    await expect(update(id, set())).rejects.toThrow();
+    expect((await system.row(id)).status).toBe(status);
+  });
+
+  it('a scenario of a job that did not complete', async () => {
+    for (const status of ['queued', 'processing', 'failed', 'cancelled'] as const) {
+      const id = await jobIn(status);
+      await expect(system.pool.query(INSERT_SCENARIO, [newId(), system.workspace.id, id])).rejects.toThrow(
+        /to be completed/,
+      );
+    }
+  });
+
+  it('a job that begins in any status but queued', async () => {
+    const insertCancelled = `INSERT INTO scenario_jobs (id, workspace_id, user_email, prompt, status, completed_at, cancelled_by)
+      VALUES ($1, $2, 'a@example.com', 'p', 'cancelled', now(), $3)`;
+    await expect(system.pool.query(insertCancelled, [newId(), system.workspace.id, system.keyId])).rejects.toThrow(
+      /must begin queued/,
+    );
+  });
+
+  it('to confirm a stop twice', async () => {
+    const id = await jobIn('processing');
+    await move(id, 'cancelled');
+    await update(id, `stopped_at = now(), stopped_how = 'graceful'`);
+    await expect(update(id, `stopped_how = 'killed'`)).rejects.toThrow(/can no longer change/);
+  });
+});
