@@ -14,6 +14,8 @@ const BODY_LIMIT = 1024 * 1024;
 /** A request has to be complete after so long; nobody keeps a connection by sending slowly. */
 const REQUEST_TIMEOUT_MS = 15_000;
 const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
+/** Asked every few seconds by machines: their lines would bury the others. */
+const PROBES = new Set(['/livez', '/readyz', '/metrics']);
 const METHODS_WITH_BODY = new Set(['POST', 'PUT', 'PATCH']);
 
 /**
@@ -96,7 +98,7 @@ function decodable(url: string): string {
 }
 
 function logRequest(request: FastifyRequest, reply: FastifyReply, route: string): void {
-  const level = reply.statusCode >= 500 ? 'error' : route.startsWith('/rest/') ? 'info' : 'debug';
+  const level = reply.statusCode >= 500 ? 'error' : PROBES.has(route) ? 'debug' : 'info';
   const caller = request.caller;
   request.log[level](
     {
