@@ -48,10 +48,10 @@ export class Processes {
    * Starts a program; what it prints goes to `<folder>/<name>.log`, or where `options.stdio` says. `onExit` hears
    * why it ended when nobody stopped it.
    */
-  start(name, command, args, { onExit, stopSignal = 'SIGTERM', ...options } = {}) {
+  start(name, command, args, { onExit, stopSignal = 'SIGTERM', killSignal = 'SIGKILL', ...options } = {}) {
     const log = openSync(join(this.folder, `${name}.log`), 'a', 0o600);
     const child = spawn(command, args, { stdio: ['ignore', log, log], detached: true, ...options });
-    const entry = { name, child, pid: child.pid, command: '', stopSignal };
+    const entry = { name, child, pid: child.pid, command: '', stopSignal, killSignal };
     this.#started.push(entry);
     child.on('error', (error) => onExit?.(error.message));
     child.on('exit', (code, signal) => {
@@ -85,10 +85,10 @@ export class Processes {
   /** Ends everything at once, without waiting. */
   kill() {
     this.#stopping = true;
-    for (const { pid, child } of [...this.#started].reverse()) {
+    for (const { pid, child, killSignal } of [...this.#started].reverse()) {
       if (pid && child.exitCode === null && child.signalCode === null) {
         try {
-          process.kill(-pid, 'SIGKILL');
+          process.kill(-pid, killSignal);
         } catch {
           // It has just ended by itself.
         }

@@ -125,6 +125,8 @@ export async function startPostgres(processes, place, { flags = [], onExit } = {
     ...user,
     // SIGTERM would wait until every client has gone.
     stopSignal: 'SIGINT',
+    // Its parts are in groups of their own: SIGKILL would leave them to find out by themselves.
+    killSignal: 'SIGQUIT',
     onExit: (why) => {
       ended = why;
       onExit?.(why);

@@ -44,6 +44,8 @@ async function main(args) {
       HOST: process.env.HOST || '127.0.0.1',
       PORT: String(await choosePort('PORT', 3000)),
       WORKER_PORT: String(await choosePort('WORKER_PORT', 3001)),
+      // Ctrl-C is meant: nobody waits half a minute for a task.
+      DRAIN_MS: process.env.DRAIN_MS || '2000',
       LOG_FORMAT: process.env.LOG_FORMAT || 'pretty',
       SCENARIO_TASK: process.env.SCENARIO_TASK || join(root, 'examples', 'demo-task.mjs'),
       ...(await startServers(processes, place, { say, onExit })),
