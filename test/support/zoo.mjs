@@ -128,6 +128,11 @@ const species = {
   tooLarge: () => ({ name: 'Too large', text: 'x'.repeat(1_100_000) }),
   /** Its environment, as the scenario's content. */
   environment: () => ({ name: 'Environment', environment: process.env }),
+  /** Reports how far it is, then waits. */
+  reporter: async (_input, { signal, progress }) => {
+    progress({ step: 'half', done: 1, of: 2 });
+    await sleep(2 ** 30, undefined, { signal });
+  },
   input: (input) => ({ name: 'Input', input }),
 };
 

@@ -53,6 +53,16 @@ describe('a worker learns of a cancel', () => {
     expect(await sourceOf(job.id)).toBe('resubscribe');
   });
 
+  it('too late to stop it: then the result is refused, and counted', async () => {
+    system = await TestSystem.start({ settings: { ...NO_POLL, API_REDIS_URL: await createMuteUser() } });
+    const { job } = await system.createRunning('slow 1500');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
+    expect(await system.scenarioCount(job.id)).toBe(0);
+    const metrics = await (await fetch(`${system.workers[0]!.url}/metrics`)).text();
+    expect(metrics).toMatch(/scenario_jobs_late_results_refused_total 1/);
+  });
+
   it('and believes no message that the row does not confirm', async () => {
     system = await TestSystem.start({ settings: NO_POLL });
     const { job } = await system.createRunning('slow 1500');

@@ -69,6 +69,16 @@ describe('a task that goes wrong', () => {
     );
   });
 
+  it('has what it reports of its progress in the queue, until it ends', async () => {
+    const { job } = await system.createRunning('reporter');
+    const progress = await eventually('progress is shown', () =>
+      system.redis.hget(`${system.settings.QUEUE_PREFIX}:scenario-jobs:${job.id}`, 'progress'),
+    );
+    expect(JSON.parse(progress)).toEqual({ step: 'half', done: 1, of: 2 });
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+  });
+
   it('inherits no credentials, only what the settings name', async () => {
     const { id } = await system.create('environment');
     await system.untilStatus(id, 'completed');
