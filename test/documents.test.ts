@@ -58,6 +58,15 @@ describe('.env.example', () => {
   });
 });
 
+describe('docs/guarantees.md', () => {
+  const backed = rowsOf(read('docs/guarantees.md')).filter(([, file]) => file?.startsWith('`test/'));
+
+  it.each(backed)('%s: there is such a test', (_promise, file = '', words = '') => {
+    // A title may continue on the next line of its file.
+    expect(read(file.replaceAll('`', '')).replaceAll(/\s+/g, ' ')).toContain(words);
+  });
+});
+
 describe('docs/operations.md', () => {
   it('describes every metric of ours', () => {
     const documented = rowsOf(read('docs/operations.md')).flatMap(
