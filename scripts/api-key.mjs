@@ -4,8 +4,8 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { prepare, root } from './prepare.mjs';
+import { STATE } from './service.mjs';
 
-const STATE = join(root, '.local', 'up', 'environment.json');
 const args = process.argv.slice(2);
 
 function databaseOfUp() {

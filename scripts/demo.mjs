@@ -4,6 +4,9 @@ import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { prepare, root } from './prepare.mjs';
+import { Processes } from './processes.mjs';
+import { freePort, reachable } from './servers.mjs';
+import { renewKey, startServers, startService } from './service.mjs';
 
 const HELP = `Usage: npm run demo
 
@@ -24,9 +27,6 @@ async function main(args) {
     return;
   }
   await prepare(say);
-  const { Processes } = await import('./processes.mjs');
-  const { freePort, reachable } = await import('./servers.mjs');
-  const { renewKey, startServers, startService } = await import('./service.mjs');
   const { default: pg } = await import('pg');
 
   // Always servers of its own: it freezes Redis.

@@ -8,6 +8,9 @@ import { freePort, startPostgres, startRedis } from './servers.mjs';
 
 const READY_WITHIN_MS = 60_000;
 
+/** What a running `npm run up` tells other scripts: its process id, its database and its URL. */
+export const STATE = join(root, '.local', 'up', 'environment.json');
+
 /** Where Postgres and Redis are: those that the environment names, or ones that are started in `place`. */
 export async function startServers(processes, place, { say, onExit }) {
   let { DATABASE_URL: databaseUrl, REDIS_URL: redisUrl } = process.env;

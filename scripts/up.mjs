@@ -1,7 +1,10 @@
 // npm run up: the whole service on this machine, from a fresh clone, until Ctrl-C.
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { prepare, root } from './prepare.mjs';
+import { Processes } from './processes.mjs';
+import { reachable } from './servers.mjs';
+import { choosePort, renewKey, startServers, startService, STATE } from './service.mjs';
 
 const HELP = `Usage: npm run up
 
@@ -19,9 +22,6 @@ Exit codes: 0 or the signal that ended it, 1 failed, 2 wrong usage.
 
 const say = (line) => console.log(line);
 
-/** Where other scripts find what runs here; see api-key.mjs. */
-export const STATE = join(root, '.local', 'up', 'environment.json');
-
 async function main(args) {
   if (args.includes('--help') || args.includes('-h')) return void process.stdout.write(HELP);
   if (args.length > 0) {
@@ -30,11 +30,6 @@ async function main(args) {
     return;
   }
   await prepare(say);
-  // Only now: these need the packages.
-  const { Processes } = await import('./processes.mjs');
-  const { reachable } = await import('./servers.mjs');
-  const { choosePort, renewKey, startServers, startService } = await import('./service.mjs');
-
   const place = reachable(join(root, '.local', 'up'));
   const processes = await Processes.open(place);
   const { onExit, isEnding } = endOnSignal(processes);
@@ -56,7 +51,7 @@ async function main(args) {
       onExit,
       stdio: ['ignore', 'inherit', 'inherit'],
     });
-    mkdirSync(join(root, '.local', 'up'), { recursive: true });
+    mkdirSync(dirname(STATE), { recursive: true });
     writeFileSync(STATE, JSON.stringify({ pid: process.pid, DATABASE_URL: environment.DATABASE_URL, url: api }), {
       mode: 0o600,
     });

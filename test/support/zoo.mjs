@@ -133,6 +133,28 @@ const species = {
     progress({ step: 'half', done: 1, of: 2 });
     await sleep(2 ** 30, undefined, { signal });
   },
+  /** Sends messages of its own on the channel of its process. */
+  chatter: async () => {
+    const strange = [
+      null,
+      'hello',
+      1,
+      [],
+      {},
+      { kind: 'no such' },
+      { kind: 'returned', result: 5 },
+      { kind: 'threw' },
+      { kind: 'threw', error: {} },
+    ];
+    for (const message of strange) process.send(message);
+    await sleep(50);
+    return { name: 'Chatty scenario' };
+  },
+  /** Says that it has returned something that is not JSON. */
+  forger: () => {
+    process.send({ kind: 'returned', result: '{broken' });
+    return forever();
+  },
   input: (input) => ({ name: 'Input', input }),
 };
 

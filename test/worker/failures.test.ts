@@ -28,6 +28,7 @@ describe('a task that goes wrong', () => {
     ['nul', 'RESULT_INVALID', 'The result of the task has text that is not valid Unicode'],
     ['bigint', 'RESULT_NOT_SERIALISABLE', 'The result of the task cannot be written as JSON'],
     ['circular', 'RESULT_NOT_SERIALISABLE', 'The result of the task cannot be written as JSON'],
+    ['forger', 'RESULT_INVALID', 'The result of the task is not JSON'],
     ['tooLarge', 'RESULT_TOO_LARGE', 'The result of the task is larger than 1 MiB'],
   ])('%s: its job fails with %s', async (species, code, message) => {
     const { id } = await system.create(species);
@@ -38,7 +39,7 @@ describe('a task that goes wrong', () => {
     await eventually('the queue has dropped it', async () => (await system.isQueued(id)) === 0);
   });
 
-  it.each(['megabyte', 'flood', 'progressFlood'])('%s: its job completes all the same', async (species) => {
+  it.each(['megabyte', 'flood', 'progressFlood', 'chatter'])('%s: its job completes all the same', async (species) => {
     const { id } = await system.create(species);
     expect((await system.untilStatus(id, 'failed', 'completed')).status).toBe('completed');
   });

@@ -84,7 +84,6 @@ export class RunJob {
     const { settings } = this;
     const progress = atMostEvery(PROGRESS_EVERY_MS, onProgress);
     const task = new TaskProcess({
-      jobId: run.jobId,
       runId: run.runId,
       module: settings.SCENARIO_TASK ?? BUILT_IN_TASK,
       input: inputOf(job),

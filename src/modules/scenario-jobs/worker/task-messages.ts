@@ -16,5 +16,21 @@ export type FromTask =
   | { kind: 'returned'; result: string | undefined }
   | { kind: 'threw'; error: TaskError };
 
+/** The message, if it is one of ours: a task has the same channel and may send anything. */
+export function parseFromTask(message: unknown): FromTask | undefined {
+  if (typeof message !== 'object' || message === null || !('kind' in message)) return undefined;
+  const { kind, progress, result, error } = message as Record<string, unknown>;
+  if (kind === 'acknowledged') return { kind };
+  if (kind === 'progress') return { kind, progress };
+  if (kind === 'returned') return result === undefined || typeof result === 'string' ? { kind, result } : undefined;
+  return kind === 'threw' && isTaskError(error) ? { kind, error } : undefined;
+}
+
+function isTaskError(error: unknown): error is TaskError {
+  if (typeof error !== 'object' || error === null) return false;
+  const { code, message, retryable } = error as Record<string, unknown>;
+  return typeof code === 'string' && typeof message === 'string' && typeof retryable === 'boolean';
+}
+
 /** Set in the environment of a task and so of all that it starts: names the run, wherever they hide. */
 export const RUN_ID_VARIABLE = 'SCENARIO_RUN_ID';

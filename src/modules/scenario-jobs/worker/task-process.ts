@@ -5,7 +5,7 @@ import { type Readable } from 'node:stream';
 import { within } from '../../../infrastructure/within';
 import { type StopKind } from '../job-status';
 import { killTree, type ProcessTree, signalGroup } from './process-tree';
-import { type FromTask, RUN_ID_VARIABLE, type TaskError, type ToTask } from './task-messages';
+import { parseFromTask, RUN_ID_VARIABLE, type TaskError, type ToTask } from './task-messages';
 
 /** A task inherits these of the worker's environment and those that the settings name: no credentials. */
 const INHERITED = [
@@ -29,7 +29,6 @@ const MAX_OUTPUT = 64 * 1024;
 const OUT_OF_MEMORY = /JavaScript heap out of memory|Allocation failed/;
 
 export type TaskOptions = {
-  jobId: string;
   runId: string;
   /** Path of the task module. */
   module: string;
@@ -75,7 +74,7 @@ export class TaskProcess {
       execArgv: ['--enable-source-maps', `--max-old-space-size=${options.memoryMb}`],
     });
     this.tree = { groupId: this.child.pid ?? 0, runId };
-    this.child.on('message', (message: FromTask) => this.onMessage(message));
+    this.child.on('message', (message) => this.onMessage(message));
     // A process that could not be started, or a message to one that has just ended: `exit` tells the rest.
     this.child.on('error', (error) => options.onOutput(String(error), 'stderr'));
     this.watchOutput();
@@ -89,7 +88,7 @@ export class TaskProcess {
    * whole group. Calling it twice is calling it once.
    */
   stop(): void {
-    if (this.stopping || this.stopped) return;
+    if (this.stopping) return;
     this.stopping = true;
     this.stopped = 'graceful';
     clearTimeout(this.timer);
@@ -114,8 +113,9 @@ export class TaskProcess {
     this.timer = setTimeout(() => this.kill(), this.options.stop.killMs);
   }
 
-  private onMessage(message: FromTask): void {
-    switch (message.kind) {
+  private onMessage(sent: unknown): void {
+    const message = parseFromTask(sent);
+    switch (message?.kind) {
       case 'progress':
         if (!this.stopping) this.options.onProgress(message.progress);
         return;
@@ -128,8 +128,10 @@ export class TaskProcess {
       case 'returned':
       case 'threw':
         if (this.end) return;
-        this.end = message.kind === 'returned' ? { kind: 'returned', result: message.result } : message;
+        this.end = message;
         if (!this.stopping) this.timer = setTimeout(() => signalGroup(this.tree, 'SIGKILL'), EXIT_WITHIN_MS);
+        return;
+      case undefined: // Not one of ours.
     }
   }
 

@@ -12,11 +12,16 @@ export function parseResult(json: string | undefined): Parsed {
   let storable = true;
   // Postgres stores neither NUL nor half a surrogate pair.
   const check = (text: string) => (storable &&= text.isWellFormed() && !text.includes('\0'));
-  const result: unknown = JSON.parse(json, (key, value: unknown) => {
-    check(key);
-    if (typeof value === 'string') check(value);
-    return value;
-  });
+  let result: unknown;
+  try {
+    result = JSON.parse(json, (key, value: unknown) => {
+      check(key);
+      if (typeof value === 'string') check(value);
+      return value;
+    });
+  } catch {
+    return invalid('The result of the task is not JSON');
+  }
   if (typeof result !== 'object' || result === null || Array.isArray(result)) {
     return invalid('The result of the task is not an object');
   }
