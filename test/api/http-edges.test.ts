@@ -1,3 +1,4 @@
+import { eventually } from '../support/eventually';
 import { parseAnswer, rawHttp } from '../support/raw-http';
 import { type ErrorBody, TestSystem } from '../support/test-system';
 
@@ -122,7 +123,9 @@ describe('metrics and health', () => {
     );
     expect(worker).toMatch(/scenario_jobs_cancel_signal_seconds_count\{source="(doorbell|poll)"\} [1-9]/);
     expect(worker).toMatch(/scenario_jobs_cancel_stop_seconds_count\{how="graceful"\} [1-9]/);
-    expect(worker).toMatch(/scenario_jobs_runs_in_progress 0/);
+    await eventually('no run is in progress', async () =>
+      (await (await fetch(`${system.workers[0]!.url}/metrics`)).text()).includes('scenario_jobs_runs_in_progress 0'),
+    );
   });
 
   it('both processes are ready', async () => {

@@ -1,9 +1,9 @@
-import { groupIsAlive, isAlive, TestSystem } from '../support/test-system';
+import { groupIsAlive, IMPATIENT, isAlive, TestSystem } from '../support/test-system';
 
 describe('cancelling a job', () => {
   let system: TestSystem;
   beforeAll(async () => {
-    system = await TestSystem.start({ settings: { WORKER_CONCURRENCY: '8' } });
+    system = await TestSystem.start({ settings: { ...IMPATIENT, WORKER_CONCURRENCY: '8' } });
   });
   afterAll(() => system.stop());
 
@@ -23,9 +23,6 @@ describe('cancelling a job', () => {
 
   // What is asked, and what it takes.
   it.each([
-    ['cooperative', 'graceful'],
-    ['tidy', 'graceful'],
-    ['late', 'graceful'],
     ['deaf', 'terminated'],
     ['spin', 'terminated'],
     ['blocked', 'terminated'],
@@ -59,13 +56,6 @@ describe('cancelling a job', () => {
     expect(isAlive(child)).toBe(false);
   });
 
-  it('lets a task clean up before it ends', async () => {
-    const { job } = await system.createRunning('tidy');
-    await system.cancel(job.id);
-    await system.untilStopped(job.id);
-    await system.untilTaskSays(job.id, 'tidied');
-  });
-
   it('leaves other jobs on the same worker alone', async () => {
     const bystander = await system.createRunning('slow 3000');
     const { job } = await system.createRunning('stubbornSpin');
@@ -78,5 +68,29 @@ describe('cancelling a job', () => {
     const { id } = await system.create('litterer');
     await system.untilStatus(id, 'completed');
     expect(isAlive(await system.untilTaskSays(id, 'child'))).toBe(false);
+  });
+});
+
+describe('cancelling a job whose task stops when it is asked', () => {
+  let system: TestSystem;
+  beforeAll(async () => {
+    system = await TestSystem.start();
+  });
+  afterAll(() => system.stop());
+
+  it.each(['cooperative', 'tidy', 'late'])('ends a task that is %s: graceful', async (species) => {
+    const { job, pid } = await system.createRunning(species);
+    const { body } = await system.cancel(job.id);
+    expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
+    expect(await groupIsAlive(pid)).toBe(false);
+    expect(await system.scenarioCount(job.id)).toBe(0);
+    expect(await system.get(job.id)).toEqual(body);
+  });
+
+  it('lets it clean up before it ends', async () => {
+    const { job } = await system.createRunning('tidy');
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+    await system.untilTaskSays(job.id, 'tidied');
   });
 });

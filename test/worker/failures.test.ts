@@ -1,5 +1,5 @@
 import { eventually } from '../support/eventually';
-import { isAlive, TestSystem } from '../support/test-system';
+import { IMPATIENT, isAlive, TestSystem } from '../support/test-system';
 
 describe('a task that goes wrong', () => {
   let system: TestSystem;
@@ -117,7 +117,7 @@ describe('a task that takes too long', () => {
     ['cooperative', { TASK_TIMEOUT_MS: '700' }],
     ['spin', { TASK_TIMEOUT_MS: '700' }],
   ])('%s: is ended, and its job fails with TASK_TIMEOUT', async (species, settings) => {
-    const system = await TestSystem.start({ settings });
+    const system = await TestSystem.start({ settings: { ...IMPATIENT, ...settings } });
     const { job, pid } = await system.createRunning(species);
     expect((await system.untilStatus(job.id, 'failed')).error).toEqual({
       code: 'TASK_TIMEOUT',

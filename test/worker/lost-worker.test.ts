@@ -1,7 +1,7 @@
 import { eventually } from '../support/eventually';
-import { groupIsAlive, TestSystem } from '../support/test-system';
+import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
 
-const SOON = { LOCK_MS: '1000', WORKER_LOST_MS: '1000', CANCEL_POLL_MS: '200', WATCHDOG_MS: '1000' };
+const SOON = { ...IMPATIENT, LOCK_MS: '1000', WORKER_LOST_MS: '1000', CANCEL_POLL_MS: '200', WATCHDOG_MS: '1000' };
 
 describe('when a worker is lost', () => {
   let system: TestSystem;

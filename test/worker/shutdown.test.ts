@@ -1,6 +1,6 @@
 import { eventually } from '../support/eventually';
 import { ServiceProcess } from '../support/service-process';
-import { groupIsAlive, TestSystem } from '../support/test-system';
+import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
 
 describe('a worker that is told to end', () => {
   let system: TestSystem;
@@ -19,7 +19,7 @@ describe('a worker that is told to end', () => {
   it.each(['cooperative', 'spin'])(
     'stops a %s run that takes too long: its job runs again elsewhere, and loses no attempt',
     async (species) => {
-      system = await TestSystem.start({ settings: { DRAIN_MS: '100' } });
+      system = await TestSystem.start({ settings: { ...IMPATIENT, DRAIN_MS: '100' } });
       const { job, pid } = await system.createRunning(species);
       system.workers[0]!.signal('SIGTERM');
       await system.workers[0]!.ended();
