@@ -3,6 +3,7 @@
 import generateScenario from '../dist/modules/scenario-jobs/tasks/generate-scenario.js';
 
 export default async function demoTask(input, tools) {
+  console.log('the task begins'); // What a task prints is in its worker's log.
   if (input.prompt.startsWith('[spin]')) for (;;); // Computes without ever yielding: no message reaches it.
   if (input.prompt.startsWith('[stubborn]')) {
     process.on('SIGTERM', () => console.log('not now'));

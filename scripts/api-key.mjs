@@ -6,14 +6,15 @@ import { join } from 'node:path';
 import { prepare, root } from './prepare.mjs';
 import { STATE } from './service.mjs';
 
+const PROGRAM = join(root, 'dist', 'cli', 'api-key.js');
 const args = process.argv.slice(2);
 
 function databaseOfUp() {
   if (!existsSync(STATE)) return undefined;
-  const { pid, DATABASE_URL } = JSON.parse(readFileSync(STATE, 'utf8'));
+  const { pid, databaseUrl } = JSON.parse(readFileSync(STATE, 'utf8'));
   try {
     process.kill(pid, 0);
-    return DATABASE_URL;
+    return databaseUrl;
   } catch {
     return undefined; // It was killed and could not remove the file.
   }
@@ -26,13 +27,14 @@ if (needsDatabase && !DATABASE_URL) {
   process.exit(1);
 }
 try {
-  // Only the key goes to standard output.
-  await prepare((line) => process.stderr.write(`${line}\n`));
+  // Only when there is nothing to run: a build would pull the programs away from a service that runs here. And
+  // only the key goes to standard output.
+  if (!existsSync(PROGRAM)) await prepare((line) => process.stderr.write(`${line}\n`));
 } catch (error) {
   process.stderr.write(`${error.message}\n`);
   process.exit(1);
 }
-const { status } = spawnSync(process.execPath, [join(root, 'dist', 'cli', 'api-key.js'), ...args], {
+const { status } = spawnSync(process.execPath, [PROGRAM, ...args], {
   env: { ...process.env, DATABASE_URL },
   stdio: 'inherit',
 });

@@ -1,7 +1,7 @@
 // Makes a fresh clone ready to run: installs and builds what is not there yet. Needs nothing but Node itself.
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -26,8 +26,11 @@ export async function prepare(say) {
     writeFileSync(INSTALLED, lock);
   }
   if (!existsSync(BUILT) || newestSource() > statSync(BUILT).mtimeMs) {
+    const began = new Date();
     run(say, 'Building', ['run', 'build']);
     writeFileSync(BUILT, '');
+    // What is changed while it builds may be missing in it.
+    utimesSync(BUILT, began, began);
   }
 }
 
@@ -39,6 +42,8 @@ function run(say, what, args) {
     cwd: root,
     encoding: 'utf8',
     shell: windows,
+    // To standard error: what a script prints is its own.
+    stdio: process.env.CI || process.env.npm_config_loglevel === 'verbose' ? ['ignore', 2, 2] : 'pipe',
     maxBuffer: 64 * 1024 * 1024,
   });
   if (status !== 0) throw new Error(`npm ${args[0]} failed\n${error ?? ''}${stdout ?? ''}${stderr ?? ''}`);
@@ -57,4 +62,11 @@ function newestSource() {
     }
   }
   return Math.max(...times);
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  prepare(console.log).catch((error) => {
+    process.stderr.write(`\n${error.message}\n`);
+    process.exit(1);
+  });
 }

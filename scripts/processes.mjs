@@ -1,21 +1,40 @@
 // The processes that a script starts: each in a group of its own, so that Ctrl-C reaches the script alone,
 // and each written down, so that the next start can end what a killed script left behind.
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { once } from 'node:events';
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-const isAlive = (pid) => {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return error.code === 'EPERM';
+/**
+ * When a process started, which tells it from a later one with the same number. Nothing when it does not run; one
+ * that is dead and that nobody has buried does not. (A command line would not do: Redis changes its own.)
+ */
+function birthOf(pid) {
+  if (process.platform !== 'linux') {
+    const { stdout } = spawnSync('ps', ['-o', 'stat=,lstart=', '-p', String(pid)], { encoding: 'utf8' });
+    const [, state, started] = /^\s*(\S+)\s+(.+?)\s*$/.exec(stdout ?? '') ?? [];
+    return state?.startsWith('Z') ? undefined : started;
   }
-};
+  try {
+    // pid (command) state …; the time is the 22nd field, in ticks since the machine started.
+    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    if (fields[0] === 'Z' || fields[0] === 'X') return undefined;
+    return `${readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim()} ${fields[19]}`;
+  } catch {
+    return undefined;
+  }
+}
 
-const commandOf = (pid) =>
-  spawnSync('ps', ['-o', 'args=', '-p', String(pid)], { encoding: 'utf8' }).stdout?.trim() ?? '';
+function lives({ child, pid, birth }) {
+  if (child) return pid !== undefined && child.exitCode === null && child.signalCode === null;
+  return birth !== undefined && birthOf(pid) === birth;
+}
+
+export function lastLines(file, count = 10) {
+  return existsSync(file) ? readFileSync(file, 'utf8').trim().split('\n').slice(-count).join('\n') : '';
+}
 
 export class AlreadyRunning extends Error {}
 
@@ -30,12 +49,13 @@ export class Processes {
     const file = join(folder, 'processes.json');
     if (existsSync(file)) {
       const { owner, processes } = JSON.parse(readFileSync(file, 'utf8'));
-      if (owner.pid !== process.pid && isAlive(owner.pid) && commandOf(owner.pid) === owner.command) {
-        throw new AlreadyRunning(`It is running already in this folder, as process ${owner.pid}`);
+      if (owner.pid !== process.pid && lives(owner)) {
+        throw new AlreadyRunning(
+          `It is running already in this folder, as process ${owner.pid}. Use that one, or end it first: ` +
+            `with Ctrl-C in its terminal, or with \`kill ${owner.pid}\`.`,
+        );
       }
-      for (const { pid, command } of processes.reverse()) {
-        if (isAlive(pid) && commandOf(pid) === command) await end(pid, 'SIGTERM', 5000);
-      }
+      for (const entry of processes.reverse()) await end(entry, 'SIGTERM', 5000);
     }
     const opened = new Processes();
     opened.folder = folder;
@@ -49,22 +69,33 @@ export class Processes {
    * why it ended when nobody stopped it.
    */
   start(name, command, args, { onExit, stopSignal = 'SIGTERM', killSignal = 'SIGKILL', ...options } = {}) {
-    const log = openSync(join(this.folder, `${name}.log`), 'a', 0o600);
+    if (this.#stopping) throw new Error(`${name} is not started: everything is being stopped`);
+    const file = options.stdio ? undefined : join(this.folder, `${name}.log`);
+    const log = file && openSync(file, 'a', 0o600);
     const child = spawn(command, args, { stdio: ['ignore', log, log], detached: true, ...options });
-    const entry = { name, child, pid: child.pid, command: '', stopSignal, killSignal };
+    if (log !== undefined) closeSync(log);
+    const entry = { name, child, pid: child.pid, birth: child.pid && birthOf(child.pid), stopSignal, killSignal };
     this.#started.push(entry);
-    child.on('error', (error) => onExit?.(error.message));
+    this.#save();
+    child.on('error', (error) => onExit?.(`${name} could not be started: ${error.message}`));
     child.on('exit', (code, signal) => {
-      entry.ended = true;
-      if (!this.#stopping) onExit?.(`${name} ended by itself (${signal ?? `exit code ${code}`})`);
+      if (this.#stopping) return;
+      const why = `${name} ended by itself (${signal ?? `exit code ${code}`})`;
+      onExit?.(file ? `${why}. Its log ends:\n${lastLines(file)}` : why);
     });
-    // The command line is read a little later: until exec, it is still ours.
-    setTimeout(() => {
-      if (entry.ended || !entry.pid) return;
-      entry.command = commandOf(entry.pid);
-      this.#save();
-    }, 100).unref();
     return child;
+  }
+
+  /** Runs a program to its end, and returns what it printed. Throws with what it complained when it failed. */
+  async run(name, command, args, options = {}) {
+    const child = this.start(name, command, args, { ...options, stdio: ['ignore', 'pipe', 'pipe'] });
+    const printed = { stdout: '', stderr: '' };
+    for (const stream of ['stdout', 'stderr']) {
+      child[stream].setEncoding('utf8').on('data', (text) => (printed[stream] += text));
+    }
+    const [code, signal] = await once(child, 'close');
+    if (code !== 0) throw new Error(`${name} failed (${signal ?? `exit code ${code}`})\n${printed.stderr.trim()}`);
+    return printed.stdout.trim();
   }
 
   pidOf(name) {
@@ -74,10 +105,10 @@ export class Processes {
   /** Ends everything, the last started first. Each gets its stop signal, and SIGKILL if it takes too long. */
   async stop({ patienceMs = 40_000, say = () => undefined } = {}) {
     this.#stopping = true;
-    for (const { name, pid, child, stopSignal, ended } of [...this.#started].reverse()) {
-      if (ended || !pid || child.exitCode !== null || child.signalCode !== null) continue;
-      await end(pid, stopSignal, patienceMs);
-      say(`  ${name} stopped`);
+    for (const entry of [...this.#started].reverse()) {
+      if (!lives(entry)) continue;
+      await end(entry, entry.stopSignal, patienceMs);
+      say(`  ${entry.name} stopped`);
     }
     rmSync(this.#file, { force: true });
   }
@@ -85,35 +116,34 @@ export class Processes {
   /** Ends everything at once, without waiting. */
   kill() {
     this.#stopping = true;
-    for (const { pid, child, killSignal } of [...this.#started].reverse()) {
-      if (pid && child.exitCode === null && child.signalCode === null) {
-        try {
-          process.kill(-pid, killSignal);
-        } catch {
-          // It has just ended by itself.
-        }
-      }
+    for (const entry of [...this.#started].reverse()) {
+      if (lives(entry)) send(-entry.pid, entry.killSignal);
     }
     rmSync(this.#file, { force: true });
   }
 
   #save() {
-    const owner = { pid: process.pid, command: commandOf(process.pid) };
-    const processes = this.#started
-      .filter((entry) => !entry.ended)
-      .map(({ name, pid, command }) => ({ name, pid, command }));
-    writeFileSync(this.#file, JSON.stringify({ owner, processes }), { mode: 0o600 });
+    const owner = { pid: process.pid, birth: birthOf(process.pid) };
+    const processes = this.#started.filter(lives).map(({ name, pid, birth }) => ({ name, pid, birth }));
+    // Whoever is killed here leaves the old list or the new one, never half of one.
+    writeFileSync(`${this.#file}.part`, JSON.stringify({ owner, processes }), { mode: 0o600 });
+    renameSync(`${this.#file}.part`, this.#file);
   }
 }
 
-async function end(pid, signal, patienceMs) {
+async function end(entry, signal, patienceMs) {
   const deadline = Date.now() + patienceMs;
+  if (lives(entry)) send(entry.pid, signal);
+  while (lives(entry) && Date.now() < deadline) await sleep(20);
+  if (lives(entry)) send(-entry.pid, 'SIGKILL');
+  while (lives(entry)) await sleep(20);
+}
+
+function send(target, signal) {
   try {
-    process.kill(pid, signal);
-    while (isAlive(pid) && Date.now() < deadline) await sleep(20);
-    if (isAlive(pid)) process.kill(-pid, 'SIGKILL');
-    while (isAlive(pid)) await sleep(20);
+    process.kill(target, signal);
   } catch (error) {
+    // ESRCH: it has just ended by itself.
     if (error.code !== 'ESRCH') throw error;
   }
 }

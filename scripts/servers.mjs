@@ -6,8 +6,10 @@ import {
   chownSync,
   cpSync,
   existsSync,
+  lstatSync,
   mkdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   writeFileSync,
@@ -17,6 +19,7 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { delimiter, dirname, join, parse } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { lastLines } from './processes.mjs';
 
 const require = createRequire(import.meta.url);
 const isRoot = process.getuid?.() === 0;
@@ -41,7 +44,8 @@ export function reachable(folder) {
   const name = createHash('sha256').update(folder).digest('hex').slice(0, 12);
   const place = join(tmpdir(), `scenario-jobs-${name}`);
   mkdirSync(place, { recursive: true, mode: 0o711 });
-  const { uid } = statSync(place);
+  // Of the link itself, if it is one: everybody can put one there that leads to a folder of ours.
+  const { uid } = lstatSync(place);
   if (uid !== 0) throw new Error(`${place} belongs to another user; remove it or set TMPDIR`);
   chmodSync(place, 0o711);
   return place;
@@ -78,9 +82,9 @@ function postgresPrograms(place) {
   if (!isRoot || othersCanEnter(native)) return join(native, 'bin');
   const copy = join(place, 'programs');
   if (!existsSync(copy)) {
+    rmSync(`${copy}.part`, { recursive: true, force: true });
     cpSync(native, `${copy}.part`, { recursive: true, verbatimSymlinks: true });
-    cpSync(`${copy}.part`, copy, { recursive: true, verbatimSymlinks: true });
-    rmSync(`${copy}.part`, { recursive: true });
+    renameSync(`${copy}.part`, copy);
   }
   return join(copy, 'bin');
 }
@@ -92,29 +96,16 @@ export async function startPostgres(processes, place, { flags = [], onExit } = {
   const user = serverUser();
   const data = join(place, 'postgres');
   const secret = join(place, 'postgres.password');
-  if (!existsSync(join(data, 'PG_VERSION')) || !existsSync(secret)) {
-    rmSync(data, { recursive: true, force: true });
-    mkdirSync(data, { mode: 0o700 });
+  if (!existsSync(data) || !existsSync(secret)) {
+    // What was interrupted here has no data folder, and is begun anew.
+    const part = `${data}.part`;
+    for (const path of [data, part]) rmSync(path, { recursive: true, force: true });
+    mkdirSync(part, { mode: 0o700 });
     writeFileSync(secret, randomBytes(24).toString('hex'), { mode: 0o600 });
-    if (isRoot) for (const path of [data, secret]) chownSync(path, user.uid, user.gid);
-    const initdb = spawnSync(
-      join(programs, 'initdb'),
-      [
-        '-D',
-        data,
-        '-U',
-        'scenario_jobs',
-        '--auth=scram-sha-256',
-        `--pwfile=${secret}`,
-        '--encoding=UTF8',
-        '--locale=C',
-      ],
-      { encoding: 'utf8', ...user },
-    );
-    if (initdb.status !== 0) {
-      rmSync(data, { recursive: true, force: true });
-      throw new Error(`Postgres could not be set up: ${initdb.stderr || initdb.error}`);
-    }
+    if (isRoot) for (const path of [part, secret]) chownSync(path, user.uid, user.gid);
+    const options = ['--auth=scram-sha-256', `--pwfile=${secret}`, '--encoding=UTF8', '--locale=C'];
+    await processes.run('initdb', join(programs, 'initdb'), ['-D', part, '-U', 'scenario_jobs', ...options], user);
+    renameSync(part, data);
   }
   const password = readFileSync(secret, 'utf8');
   const port = await freePort();
@@ -154,7 +145,7 @@ export async function startRedis(
   { config = '', name = 'redis', port, say = () => undefined, onExit } = {},
 ) {
   const { Redis } = await import('ioredis');
-  const program = findRedis() ?? installRedis(say);
+  const program = findRedis() ?? (await installRedis(processes, say));
   const data = join(place, name);
   mkdirSync(data, { recursive: true, mode: 0o700 });
   port ??= await freePort();
@@ -206,7 +197,7 @@ function findRedis() {
   return existsSync(path) ? { path, argv0: 'redis-server' } : undefined;
 }
 
-function installRedis(say) {
+async function installRedis(processes, say) {
   const hint = 'Install redis-server or valkey-server so that it is on the PATH, or set REDIS_URL to a Redis of yours';
   if (!isRoot || !existsSync('/usr/bin/apt-get')) throw new Error(`There is no Redis on this machine. ${hint}.`);
   say('Installing Redis (apt-get install redis-tools)');
@@ -215,8 +206,11 @@ function installRedis(say) {
     ['update', '-qq'],
     ['install', '-y', '-qq', '--no-install-recommends', 'redis-tools'],
   ]) {
-    const run = spawnSync('apt-get', args, { env, encoding: 'utf8' });
-    if (run.status !== 0) throw new Error(`apt-get ${args[0]} failed: ${run.stderr}\n${hint}.`);
+    try {
+      await processes.run('apt-get', 'apt-get', args, { env });
+    } catch (error) {
+      throw new Error(`${error.message}\n${hint}.`, { cause: error });
+    }
   }
   const program = findRedis();
   if (!program) throw new Error(`apt-get installed no Redis. ${hint}.`);
@@ -230,8 +224,7 @@ async function untilReady(what, log, ended, attempt) {
       return await attempt();
     } catch (error) {
       if (ended() || Date.now() > deadline) {
-        const tail = existsSync(log) ? readFileSync(log, 'utf8').trim().split('\n').slice(-5).join('\n') : '';
-        throw new Error(`${what} did not start: ${ended() ?? error.message}\n${tail}`, { cause: error });
+        throw new Error(`${what} did not start: ${ended() ?? `${error.message}\n${lastLines(log)}`}`, { cause: error });
       }
       await sleep(30);
     }

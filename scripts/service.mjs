@@ -1,15 +1,46 @@
 // The whole service for development: its servers, its database, an api and a worker. Used by up and demo.
-import { spawnSync } from 'node:child_process';
 import { createServer } from 'node:net';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { root } from './prepare.mjs';
 import { freePort, startPostgres, startRedis } from './servers.mjs';
 
 const READY_WITHIN_MS = 60_000;
 
-/** What a running `npm run up` tells other scripts: its process id, its database and its URL. */
+/** What a running `npm run up` tells other scripts: its process id, its database, its Redis and its URL. */
 export const STATE = join(root, '.local', 'up', 'environment.json');
+
+/**
+ * Ends everything when a signal comes, at once when a second one comes, and when one of the processes ends by
+ * itself. `options` go to `stop`; `cleanUp` runs when everything has ended.
+ */
+export function endOnSignal(processes, { say, cleanUp, ...options }) {
+  let ending = false;
+  // A terminal that is closed sends a signal as well, and cannot be written to any more.
+  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => undefined);
+  const end = async (why, finish) => {
+    if (ending) return;
+    ending = true;
+    say(`\n${why}\nStopping everything. Ctrl-C (again) stops it at once.`);
+    await processes.stop({ say, ...options });
+    cleanUp();
+    say('Stopped.');
+    finish();
+  };
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
+    process.on(signal, () => {
+      const raise = () => {
+        process.removeAllListeners(signal);
+        process.kill(process.pid, signal);
+      };
+      if (!ending) return void end(`${signal} received.`, raise);
+      processes.kill();
+      cleanUp();
+      raise();
+    });
+  }
+  return { isEnding: () => ending, onExit: (why) => void end(why, () => process.exit(1)) };
+}
 
 /** Where Postgres and Redis are: those that the environment names, or ones that are started in `place`. */
 export async function startServers(processes, place, { say, onExit }) {
@@ -23,33 +54,28 @@ export async function startServers(processes, place, { say, onExit }) {
     redisUrl = await startRedis(processes, place, { say, onExit });
   }
   say('Applying migrations');
-  runProgram('dist/cli/migrate.js', [], { DATABASE_URL: databaseUrl });
+  await runProgram(processes, 'dist/cli/migrate.js', [], { DATABASE_URL: databaseUrl });
   return { DATABASE_URL: databaseUrl, REDIS_URL: redisUrl };
 }
 
 /** Runs one of the service's programs to its end, and returns what it printed. */
-export function runProgram(program, args, environment) {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [join(root, program), ...args], {
-    env: { ...process.env, ...environment },
-    encoding: 'utf8',
-  });
-  if (status !== 0) throw new Error(`${program} ${args.join(' ')} failed:\n${stderr}`);
-  return stdout.trim();
+function runProgram(processes, program, args, environment) {
+  const env = { ...process.env, ...environment };
+  return processes.run(basename(program, '.js'), process.execPath, [join(root, program), ...args], { env });
 }
 
 /** A new key of this name in this workspace; earlier ones of the same name are revoked. */
-export function renewKey(workspace, name, environment) {
-  const listed = runProgram('dist/cli/api-key.js', ['list', '--workspace', workspace], environment);
-  for (const line of listed.split('\n')) {
+export async function renewKey(processes, workspace, name, environment) {
+  const run = (...args) => runProgram(processes, 'dist/cli/api-key.js', args, environment);
+  for (const line of (await run('list', '--workspace', workspace)).split('\n')) {
     const [id, , listedName, state] = line.split('\t');
-    if (listedName === name && state === 'active') runProgram('dist/cli/api-key.js', ['revoke', id], environment);
+    if (listedName === name && state === 'active') await run('revoke', id);
   }
-  return runProgram('dist/cli/api-key.js', ['create', '--workspace', workspace, '--name', name], environment);
+  return run('create', '--workspace', workspace, '--name', name);
 }
 
 /** Starts an api and a worker, and waits until both are ready. Returns the base URLs of both. */
 export async function startService(processes, environment, { onExit, stdio }) {
-  const host = environment.HOST;
   let ended;
   const watch = (why) => {
     ended = why;
@@ -63,6 +89,7 @@ export async function startService(processes, environment, { onExit, stdio }) {
     });
   start('api', 'main.api.js');
   start('worker', 'main.worker.js');
+  const host = addressOf(environment.HOST);
   const urls = [environment.PORT, environment.WORKER_PORT].map((port) => `http://${host}:${port}`);
   for (const url of urls) {
     const deadline = Date.now() + READY_WITHIN_MS;
@@ -80,24 +107,42 @@ export async function startService(processes, environment, { onExit, stdio }) {
   return { api: urls[0], worker: urls[1] };
 }
 
-/** The port that was asked for, else `usual` if nobody has it, else any free one. */
-export async function choosePort(name, usual) {
-  const wanted = process.env[name];
-  if (wanted !== undefined && wanted !== '') {
-    if (!/^\d{1,5}$/.test(wanted) || Number(wanted) < 1 || Number(wanted) > 65535) {
-      throw new Error(`${name} must be a port from 1 to 65535`);
-    }
-    if (!(await isFree(Number(wanted))))
-      throw new Error(`${name}=${wanted} is in use by another program; choose another`);
-    return Number(wanted);
-  }
-  return (await isFree(usual)) ? usual : freePort();
+/** Where a program on this machine finds what listens on `host`. */
+function addressOf(host) {
+  if (host === '0.0.0.0' || host === '::') return '127.0.0.1';
+  return host.includes(':') ? `[${host}]` : host;
 }
 
-function isFree(port) {
+/** Ports of api and worker on `host`: those that were asked for, else the usual ones, else any that are free. */
+export async function choosePorts(host) {
+  const asked = Object.fromEntries(['PORT', 'WORKER_PORT'].map((name) => [name, portIn(name)]));
+  if (asked.PORT && asked.PORT === asked.WORKER_PORT) throw new Error('PORT and WORKER_PORT must differ');
+  for (const [name, port] of Object.entries(asked)) {
+    if (port && !(await isFree(port, host))) {
+      throw new Error(
+        `${name}=${port} cannot be listened on: another program has it, or it is not allowed; choose another`,
+      );
+    }
+  }
+  const choose = async (usual, other) => (usual !== other && (await isFree(usual, host)) ? usual : freePort());
+  const PORT = asked.PORT ?? (await choose(3000, asked.WORKER_PORT));
+  const WORKER_PORT = asked.WORKER_PORT ?? (await choose(3001, PORT));
+  return { PORT: String(PORT), WORKER_PORT: String(WORKER_PORT) };
+}
+
+function portIn(name) {
+  const value = process.env[name];
+  if (!value) return undefined;
+  if (!/^\d{1,5}$/.test(value) || Number(value) < 1 || Number(value) > 65535) {
+    throw new Error(`${name} must be a port from 1 to 65535`);
+  }
+  return Number(value);
+}
+
+function isFree(port, host) {
   return new Promise((resolve) => {
     const server = createServer();
     server.once('error', () => resolve(false));
-    server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
+    server.listen(port, host, () => server.close(() => resolve(true)));
   });
 }

@@ -4,7 +4,7 @@ import { dirname, join } from 'node:path';
 import { prepare, root } from './prepare.mjs';
 import { Processes } from './processes.mjs';
 import { reachable } from './servers.mjs';
-import { choosePort, renewKey, startServers, startService, STATE } from './service.mjs';
+import { choosePorts, endOnSignal, renewKey, startServers, startService, STATE } from './service.mjs';
 
 const HELP = `Usage: npm run up
 
@@ -17,7 +17,7 @@ Environment
   REDIS_URL      a Redis of yours, instead of one that is started here
   and every other setting that the README lists
 
-Exit codes: 0 or the signal that ended it, 1 failed, 2 wrong usage.
+Exit codes: the signal that ended it, 1 failed, 2 wrong usage.
 `;
 
 const say = (line) => console.log(line);
@@ -29,68 +29,51 @@ async function main(args) {
     process.exitCode = 2;
     return;
   }
-  await prepare(say);
   const place = reachable(join(root, '.local', 'up'));
+  // Before anything is built: what runs here already would lose its programs.
   const processes = await Processes.open(place);
-  const { onExit, isEnding } = endOnSignal(processes);
+  await prepare(say);
+  const { onExit, isEnding } = endOnSignal(processes, { say, cleanUp: () => rmSync(STATE, { force: true }) });
   try {
+    const host = process.env.HOST || '127.0.0.1';
     const environment = {
       NODE_ENV: 'development',
-      HOST: process.env.HOST || '127.0.0.1',
-      PORT: String(await choosePort('PORT', 3000)),
-      WORKER_PORT: String(await choosePort('WORKER_PORT', 3001)),
+      HOST: host,
+      ...(await choosePorts(host)),
       // Ctrl-C is meant: nobody waits half a minute for a task.
       DRAIN_MS: process.env.DRAIN_MS || '2000',
       LOG_FORMAT: process.env.LOG_FORMAT || 'pretty',
       SCENARIO_TASK: process.env.SCENARIO_TASK || join(root, 'examples', 'demo-task.mjs'),
       ...(await startServers(processes, place, { say, onExit })),
     };
-    const key = renewKey('demo', 'demo', environment);
+    const key = await renewKey(processes, 'demo', 'demo', environment);
     say('Starting api and worker');
-    const { api, worker } = await startService(processes, environment, {
-      onExit,
-      stdio: ['ignore', 'inherit', 'inherit'],
-    });
-    mkdirSync(dirname(STATE), { recursive: true });
-    writeFileSync(STATE, JSON.stringify({ pid: process.pid, DATABASE_URL: environment.DATABASE_URL, url: api }), {
-      mode: 0o600,
-    });
-    say(banner(api, worker, key));
+    const urls = await startService(processes, environment, { onExit, stdio: ['ignore', 'inherit', 'inherit'] });
+    writeState(environment, urls.api);
+    say(banner(urls, key));
   } catch (error) {
+    // Stopped half-way: what was under way has failed, and everything is being ended already.
     if (isEnding()) return;
     await processes.stop();
     throw error;
   }
 }
 
-/** Ends everything when a signal comes, or when one of the processes ends by itself. */
-function endOnSignal(processes) {
-  let ending = false;
-  const end = async (why, finish) => {
-    if (ending) return;
-    ending = true;
-    say(`\n${why}; stopping worker, api, Redis and Postgres. Ctrl-C again stops them at once.`);
-    await processes.stop({ say });
-    rmSync(STATE, { force: true });
-    say('Stopped.');
-    finish();
-  };
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
-    process.on(signal, () => {
-      const raise = () => {
-        process.removeAllListeners(signal);
-        process.kill(process.pid, signal);
-      };
-      if (!ending) return void end(`${signal} received`, raise);
-      processes.kill();
-      rmSync(STATE, { force: true });
-      raise();
-    });
-  }
-  return { isEnding: () => ending, onExit: (why) => void end(why, () => process.exit(1)) };
+function writeState({ DATABASE_URL: databaseUrl, REDIS_URL: redisUrl }, url) {
+  mkdirSync(dirname(STATE), { recursive: true });
+  rmSync(STATE, { force: true });
+  writeFileSync(STATE, JSON.stringify({ pid: process.pid, databaseUrl, redisUrl, url }), { mode: 0o600 });
 }
 
-function banner(api, worker, key) {
+function banner({ api, worker }, key) {
+  const authorized = `-H "Authorization: Bearer $KEY"`;
+  const create = (prompt) => {
+    const body = JSON.stringify({ user_email: 'ada@example.com', prompt });
+    const id = `sed 's/^{"id":"\\([^"]*\\)".*/\\1/'`;
+    return `JOB=$(curl -s $BASE ${authorized} -H 'Content-Type: application/json' -d '${body}' | ${id}); echo $JOB`;
+  };
+  const show = `curl -s -w '\\n' $BASE/$JOB ${authorized}`;
+  const cancel = `curl -s -w '\\n' -X DELETE $BASE/$JOB ${authorized}`;
   return `
   Scenario Jobs is running
     api      ${api}/rest/v1     description: ${api}/docs
@@ -98,20 +81,19 @@ function banner(api, worker, key) {
     metrics  ${api}/metrics  ${worker}/metrics
     key      ${key}
 
-  Paste into another terminal:
+  Paste into another terminal. Create a job, look at it, cancel it, look again:
 
-    BASE=${api}/rest/v1/scenario-studio/jobs
-    KEY=${key}
-    create() { curl -s $BASE -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' -d "{\\"user_email\\":\\"ada@example.com\\",\\"prompt\\":\\"$1\\"}"; echo; }
-    show() { curl -s $BASE/$1 -H "Authorization: Bearer $KEY"; echo; }
-    cancel() { curl -s -X DELETE $BASE/$1 -H "Authorization: Bearer $KEY"; echo; }
+BASE=${api}/rest/v1/scenario-studio/jobs
+KEY=${key}
+${create('Discovery call with an IT director')}
+${show}
+${cancel}
+${show}
 
-    create 'Discovery call with an IT director'      # answers with the job and its id
-    show JOB_ID
-    cancel JOB_ID
+  A task that computes without ever yielding: no message reaches it, and yet it is dead a second after its cancel.
 
-    create '[spin] computes without ever yielding'   # no message reaches such a task
-    cancel JOB_ID                                    # and it is dead a second later all the same
+${create('[spin]')}; sleep 2
+${cancel}
 
   Ctrl-C stops everything.
 `;
