@@ -46,7 +46,7 @@ export class OwnRedis {
     rmSync(this.folder, { recursive: true, force: true });
   }
 
-  private async launch(): Promise<void> {
+  async launch(): Promise<void> {
     const args = [
       '--port',
       String(this.port),
@@ -66,9 +66,10 @@ export class OwnRedis {
     client.disconnect();
   }
 
-  private async end(): Promise<void> {
+  /** Ends it: connections are cut, and new ones refused. What it had kept on disk stays. */
+  async end(): Promise<void> {
     this.resume();
-    if (this.server.exitCode !== null) return;
+    if (this.server.exitCode !== null || this.server.signalCode !== null) return;
     this.server.kill('SIGTERM');
     await once(this.server, 'exit');
   }

@@ -1,4 +1,5 @@
 import { eventually } from '../support/eventually';
+import { OwnRedis } from '../support/own-redis';
 import { ServiceProcess } from '../support/service-process';
 import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
 
@@ -50,6 +51,27 @@ describe('a worker that is told to end', () => {
     system.workers[0]!.signal('SIGINT');
     expect(await system.workers[0]!.ended()).toEqual({ code: null, signal: 'SIGINT' });
     await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
+  });
+});
+
+describe('a process that is told to end while Redis is', () => {
+  it.each(['frozen', 'gone'] as const)('%s: ends all the same, and leaves no task', async (fate) => {
+    const redis = await OwnRedis.start();
+    const system = await TestSystem.start({ redisUrl: redis.url });
+    try {
+      const { job, pid } = await system.createRunning('cooperative');
+      if (fate === 'frozen') redis.pause();
+      else await redis.end();
+      for (const process of [system.workers[0]!, system.api]) {
+        process.signal('SIGTERM');
+        expect(await process.ended()).toEqual({ code: null, signal: 'SIGTERM' });
+      }
+      expect(await groupIsAlive(pid)).toBe(false);
+      expect(await system.row(job.id)).toMatchObject({ status: 'queued', run_id: null });
+    } finally {
+      await system.stop();
+      await redis.stop();
+    }
   });
 });
 

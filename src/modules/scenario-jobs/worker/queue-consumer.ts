@@ -3,12 +3,14 @@ import { DelayedError, type Job, Worker } from 'bullmq';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { connectPatiently } from '../../../infrastructure/redis';
+import { within } from '../../../infrastructure/within';
 import { QUEUE_NAME } from '../job-queue';
 import { type Outcome, RunJob } from './run-job';
 
 /** The wait before a job is tried again that Postgres could not be asked about. */
 const UNAVAILABLE_DELAY_MS = 2000;
 const CONNECTION_RETRY_MS = 1000;
+const CLOSE_LIMIT_MS = 3000;
 
 /**
  * Takes jobs from BullMQ and runs them. BullMQ decides who gets a job and when, nothing more: retries, attempts
@@ -48,8 +50,12 @@ export class QueueConsumer {
     await this.worker?.pause(true);
   }
 
+  /** Ends the connections. BullMQ would wait without a limit for a Redis that is away, and nothing depends on it. */
   async stop(): Promise<void> {
-    await this.worker?.close();
+    if (!this.worker) return;
+    await within(CLOSE_LIMIT_MS, 'closing the queue', this.worker.close()).catch((error: unknown) =>
+      this.logger.warn({ err: error }, 'left the queue without its answer'),
+    );
   }
 
   private async process(job: Job, token: string): Promise<void> {
