@@ -51,6 +51,20 @@ describe('settings', () => {
     ]);
   });
 
+  it('refuse several Redis URLs for one Redis, and a cluster whose keys would be all over it', () => {
+    const REDIS_URL = 'redis://a:1, redis://b:2';
+    expect(faultsOf({ ...REQUIRED, REDIS_URL })).toEqual([
+      'REDIS_URL must be one URL, or REDIS_MODE sentinel or cluster',
+    ]);
+    expect(faultsOf({ ...REQUIRED, REDIS_URL, REDIS_MODE: 'cluster', QUEUE_PREFIX: 'jobs' })).toEqual([
+      'QUEUE_PREFIX must have a part in braces on a cluster',
+    ]);
+    expect(parseSettings({ ...REQUIRED, REDIS_URL, REDIS_MODE: 'cluster' }).REDIS_URL).toEqual([
+      'redis://a:1',
+      'redis://b:2',
+    ]);
+  });
+
   it('name every fault at once, and never a value', () => {
     const faults = faultsOf({ DATABASE_URL: 'secret', REDIS_URL: 'secret', PORT: 'secret', LOG_LEVEL: 'secret' });
     expect(faults.map((fault) => fault.split(' ')[0])).toEqual(['DATABASE_URL', 'REDIS_URL', 'PORT', 'LOG_LEVEL']);

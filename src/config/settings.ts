@@ -30,7 +30,20 @@ const oneOf = <const Options extends readonly [string, ...string[]]>(options: Op
 export const SETTINGS = {
   DATABASE_URL: url(/^postgres(ql)?:$/, 'postgres://').describe('Postgres, the truth about every job.'),
   DATABASE_POOL_SIZE: count(10, 1000, 'Connections to Postgres in each process.'),
-  REDIS_URL: url(/^rediss?:$/, 'redis:// or rediss://').describe('Redis, for the queue and the doorbell.'),
+  REDIS_URL: z
+    .string({ error: 'is required' })
+    .transform((list) => list.split(',').map((one) => one.trim()))
+    .pipe(z.array(url(/^rediss?:$/, 'redis:// or rediss://')))
+    .describe('Redis, for the queue and the doorbell. Several, separated by commas, with sentinels or a cluster.'),
+  REDIS_MODE: oneOf(['single', 'sentinel', 'cluster'])
+    .default('single')
+    .describe('What `REDIS_URL` names: one Redis, its sentinels, or nodes of a cluster.'),
+  REDIS_SENTINEL_NAME: z.string().min(1).default('mymaster').describe('What the sentinels call the master.'),
+  REDIS_SENTINEL_PASSWORD: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('Password of the sentinels; the one in `REDIS_URL` is the one of Redis itself.'),
   QUEUE_PREFIX: z
     .string()
     .regex(/^[\w{}.-]{1,64}$/, 'must be 1 to 64 letters, digits or any of _ - . { }')
@@ -85,6 +98,10 @@ export type Settings = { readonly [Name in keyof typeof SETTINGS]: z.output<(typ
 const RULES: ((settings: Partial<Settings>) => string | false | 0 | undefined)[] = [
   ({ BLIND_MS: blind, CANCEL_POLL_MS: poll }) =>
     blind && poll && blind < 2 * poll && 'BLIND_MS must be at least twice CANCEL_POLL_MS',
+  ({ REDIS_MODE: mode, REDIS_URL: urls }) =>
+    mode === 'single' && urls && urls.length > 1 && 'REDIS_URL must be one URL, or REDIS_MODE sentinel or cluster',
+  ({ REDIS_MODE: mode, QUEUE_PREFIX: prefix }) =>
+    mode === 'cluster' && !/\{.+\}/.test(prefix ?? '{}') && 'QUEUE_PREFIX must have a part in braces on a cluster',
   ({ WORKER_LOST_MS: lost, CANCEL_POLL_MS: poll }) =>
     lost && poll && lost < 3 * poll && 'WORKER_LOST_MS must be at least three times CANCEL_POLL_MS',
 ];

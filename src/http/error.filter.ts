@@ -44,7 +44,8 @@ export function toApiError(thrown: unknown): ApiError {
   if (thrown instanceof JobNotFound) return new ApiError('job_not_found', thrown.message);
   if (thrown instanceof JobNotCancellable) return new ApiError('job_not_cancellable', thrown.message);
   if (thrown instanceof ScenarioNotFound) return new ApiError('scenario_not_found', thrown.message);
-  if (isDatabaseUnavailable(thrown)) {
+  const code = (thrown as { code?: string } | undefined)?.code;
+  if (isDatabaseUnavailable(thrown) || code === 'FST_ERR_HANDLER_TIMEOUT') {
     return new ApiError('service_unavailable', 'The service is temporarily unavailable, please try again', {
       'retry-after': String(RETRY_AFTER_S),
     });

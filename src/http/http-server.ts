@@ -13,6 +13,8 @@ import { sendError, toApiError } from './error.filter';
 const BODY_LIMIT = 1024 * 1024;
 /** A request has to be complete after so long; nobody keeps a connection by sending slowly. */
 const REQUEST_TIMEOUT_MS = 15_000;
+/** Nothing that a request needs may take longer than this, its own arrival included. */
+const HANDLER_TIMEOUT_MS = 25_000;
 const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
 /** Asked every few seconds by machines: their lines would bury the others. */
 const PROBES = new Set(['/livez', '/readyz', '/metrics']);
@@ -27,6 +29,7 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     loggerInstance: logger,
     bodyLimit: BODY_LIMIT,
     requestTimeout: REQUEST_TIMEOUT_MS,
+    handlerTimeout: HANDLER_TIMEOUT_MS,
     keepAliveTimeout: 72_000,
     genReqId: requestId,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'requestId' }),

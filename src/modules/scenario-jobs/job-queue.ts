@@ -2,8 +2,9 @@ import { Inject, Injectable, type OnApplicationShutdown } from '@nestjs/common';
 import { Queue } from 'bullmq';
 import { SETTINGS_TOKEN, type Settings } from '../../config/settings';
 import { LOGGER, type Logger } from '../../infrastructure/logger';
-import { connectImpatiently } from '../../infrastructure/redis';
+import { connectImpatiently, type RedisConnection } from '../../infrastructure/redis';
 import { within } from '../../infrastructure/within';
+import { type CancelMessage, ring } from './doorbell';
 
 export const QUEUE_NAME = 'scenario-jobs';
 
@@ -24,7 +25,7 @@ const PRIORITY = 1;
  */
 @Injectable()
 export class JobQueue implements OnApplicationShutdown {
-  readonly redis;
+  private readonly redis: RedisConnection;
   private readonly queue: Queue;
 
   constructor(@Inject(SETTINGS_TOKEN) settings: Settings, @Inject(LOGGER) logger: Logger) {
@@ -53,6 +54,11 @@ export class JobQueue implements OnApplicationShutdown {
     return (await this.limited('queue.remove', () => this.queue.remove(jobId))) === 1;
   }
 
+  /** Rings the doorbell of a worker. Returns how many heard it. */
+  async ring(channel: string, message: CancelMessage): Promise<number> {
+    return this.limited('doorbell', () => ring(this.redis, channel, message));
+  }
+
   /** Those of the jobs that the queue does not know, in whatever state. */
   async missing(jobIds: string[]): Promise<string[]> {
     const pipeline = this.redis.pipeline();
@@ -67,10 +73,10 @@ export class JobQueue implements OnApplicationShutdown {
 
   /** Resolves when Redis answers, else throws. */
   async ping(): Promise<void> {
-    await this.redis.ping();
+    await this.limited('ping', () => this.redis.ping());
   }
 
-  /** BullMQ waits for a Redis that was never there without any limit, so it is not asked before there is one. */
+  /** BullMQ waits without a limit for a Redis that was never there, and a cluster looks for its nodes: not here. */
   private async limited<T>(what: string, work: () => Promise<T>): Promise<T> {
     if (this.redis.status !== 'ready') throw new Error(`${what}: Redis is not connected`);
     return within(REDIS_LIMIT_MS, what, work());

@@ -3,7 +3,7 @@ import { type Caller } from '../../../auth/caller';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { Metrics } from '../../../infrastructure/metrics';
-import { cancelChannel, type CancelMessage } from '../cancel-channel';
+import { cancelChannel } from '../doorbell';
 import { JobQueue } from '../job-queue';
 import { type CancelledJob, JobRepository, type JobRow } from '../job.repository';
 import { JobNotCancellable, JobNotFound } from '../job.errors';
@@ -65,8 +65,7 @@ export class CancelJob {
         await this.queue.remove(jobId);
         return;
       }
-      const message: CancelMessage = { jobId, runId: run.id };
-      const heard = await this.queue.redis.publish(cancelChannel(this.settings, run.workerId), JSON.stringify(message));
+      const heard = await this.queue.ring(cancelChannel(this.settings, run.workerId), { jobId, runId: run.id });
       this.metrics.doorbells.inc({ outcome: heard > 0 ? 'heard' : 'unheard' });
     } catch (error) {
       if (run) this.metrics.doorbells.inc({ outcome: 'failed' });

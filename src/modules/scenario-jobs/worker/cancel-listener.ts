@@ -1,13 +1,15 @@
 import { Inject, Injectable } from '@nestjs/common';
-import { type Redis } from 'ioredis';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { Metrics } from '../../../infrastructure/metrics';
-import { connectPatiently } from '../../../infrastructure/redis';
-import { cancelChannel } from '../cancel-channel';
+import { connectPatiently, type RedisConnection } from '../../../infrastructure/redis';
+import { cancelChannel, listenAt } from '../doorbell';
 import { JobRepository, type OwedRun } from '../job.repository';
 import { ActiveRuns } from './active-runs';
 import { WORKER_ID } from './worker-id';
+
+/** A subscription without an answer for so long is dead, and is made anew. */
+const DEAF_MS = 5000;
 
 /** What makes the worker ask Postgres about its runs. */
 type Source = 'doorbell' | 'poll' | 'resubscribe';
@@ -19,7 +21,7 @@ type Source = 'doorbell' | 'poll' | 'resubscribe';
  */
 @Injectable()
 export class CancelListener {
-  private subscription: Redis | undefined;
+  private subscription: RedisConnection | undefined;
   private timer: NodeJS.Timeout | undefined;
   private stopped = false;
   private lastAnswer = performance.now();
@@ -36,17 +38,22 @@ export class CancelListener {
   ) {}
 
   start(): void {
-    const subscription = connectPatiently(this.settings, this.logger, 'doorbell');
+    const subscription = connectPatiently(this.settings, this.logger, 'doorbell', {
+      silenceMs: DEAF_MS,
+      sharded: true,
+    });
     this.subscription = subscription;
-    // ioredis would subscribe again by itself, but does not say when that is done.
-    subscription.options.autoResubscribe = false;
+    // ioredis subscribes again by itself, but does not say when that is done: once more, then, and it is.
     subscription.on('ready', () => {
-      subscription.subscribe(cancelChannel(this.settings, this.workerId)).then(
+      listenAt(subscription, cancelChannel(this.settings, this.workerId)).then(
         () => this.ask('resubscribe'),
         (error: unknown) => this.logger.warn({ err: error }, 'doorbell could not be subscribed to'),
       );
     });
+    // On a cluster the subscription is a connection of its own, which moves with the slot.
+    subscription.on('subscribersReady', () => void this.ask('resubscribe'));
     subscription.on('message', () => void this.ask('doorbell'));
+    subscription.on('smessage', () => void this.ask('doorbell'));
     this.poll();
   }
 
@@ -58,6 +65,8 @@ export class CancelListener {
   }
 
   private poll(): void {
+    // Nothing comes on a subscription for hours: only an answer tells that it is still there.
+    if (this.subscription?.status === 'ready') this.subscription.ping().catch(() => undefined);
     void this.ask('poll').finally(() => {
       if (!this.stopped) this.timer = setTimeout(() => this.poll(), this.settings.CANCEL_POLL_MS);
     });

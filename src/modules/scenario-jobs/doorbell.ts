@@ -1,0 +1,26 @@
+import { Cluster } from 'ioredis';
+import { type Settings } from '../../config/settings';
+import { type RedisConnection } from '../../infrastructure/redis';
+
+/**
+ * The doorbell: a message to the one worker that runs a cancelled job. It carries no authority: the worker
+ * that gets it asks Postgres. Losing it costs time, at most one poll. On a cluster it is a sharded message, which
+ * goes to one node and not to all.
+ */
+export type CancelMessage = { jobId: string; runId: string };
+
+/** The pub/sub channel of one worker. */
+export function cancelChannel(settings: Pick<Settings, 'QUEUE_PREFIX'>, workerId: string): string {
+  return `${settings.QUEUE_PREFIX}:cancel:${workerId}`;
+}
+
+/** Returns how many connections heard it. */
+export async function ring(redis: RedisConnection, channel: string, message: CancelMessage): Promise<number> {
+  const text = JSON.stringify(message);
+  return Number(await (redis instanceof Cluster ? redis.spublish(channel, text) : redis.publish(channel, text)));
+}
+
+/** Subscribes once; when the connection begins anew it has to be done again. */
+export async function listenAt(redis: RedisConnection, channel: string): Promise<void> {
+  await (redis instanceof Cluster ? redis.ssubscribe(channel) : redis.subscribe(channel));
+}
