@@ -90,7 +90,7 @@ function postgresPrograms(place) {
 }
 
 /** Starts Postgres; its data stays in `place`. Returns the URL of its `postgres` database. */
-export async function startPostgres(processes, place, { flags = [], onExit } = {}) {
+export async function startPostgres(processes, place, { flags = [], port, onExit } = {}) {
   const { default: pg } = await import('pg');
   const programs = postgresPrograms(place);
   const user = serverUser();
@@ -108,7 +108,7 @@ export async function startPostgres(processes, place, { flags = [], onExit } = {
     renameSync(part, data);
   }
   const password = readFileSync(secret, 'utf8');
-  const port = await freePort();
+  port ??= await freePort();
   const settings = { listen_addresses: '127.0.0.1', port, unix_socket_directories: '', max_connections: 200 };
   const args = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]);
   let ended;

@@ -58,9 +58,14 @@ export type Row = {
 
 type StartOptions = {
   workers?: number;
-  /** For every process; API_REDIS_URL gives the api another Redis than the workers have. */
+  /** For every process. */
   settings?: Record<string, string>;
+  /** For the api alone, given those of every process. */
+  api?: (settings: Record<string, string>) => Record<string, string>;
+  /** For the workers alone; `startWorker` can have more. */
+  worker?: (settings: Record<string, string>) => Record<string, string>;
   redisUrl?: string;
+  postgresUrl?: string;
 };
 
 /**
@@ -77,33 +82,33 @@ export class TestSystem {
   keyId!: string;
   private name = `test_${randomBytes(6).toString('hex')}`;
 
-  private constructor(readonly settings: Record<string, string>) {}
+  private constructor(
+    readonly settings: Record<string, string>,
+    private readonly options: StartOptions,
+    private readonly postgresUrl: string,
+  ) {}
 
-  /** A worker can have more of its own. */
-  static async start({ workers = 1, settings = {}, redisUrl }: StartOptions = {}) {
-    redisUrl ??= process.env.TEST_REDIS_URL ?? '';
-    const system = new TestSystem({ ...SHORT_TIMES, ...settings });
+  static async start(options: StartOptions = {}) {
+    const { workers = 1, settings = {}, redisUrl = process.env.TEST_REDIS_URL! } = options;
+    const postgresUrl = options.postgresUrl ?? process.env.TEST_POSTGRES_URL!;
+    const system = new TestSystem({ ...SHORT_TIMES, ...settings }, options, postgresUrl);
     await system.createDatabase();
     system.settings.REDIS_URL = redisUrl;
     system.settings.QUEUE_PREFIX ??= `{${system.name}}`;
     system.redis = new Redis(redisUrl);
     system.redis.on('error', () => undefined);
     ({ workspace: system.workspace, key: system.key, keyId: system.keyId } = await system.createWorkspace());
-    system.api = await ServiceProcess.start('main.api.js', {
-      ...system.settings,
-      ...(settings.API_REDIS_URL && { REDIS_URL: settings.API_REDIS_URL }),
-    });
+    await system.startApi();
     await Promise.all(Array.from({ length: workers }, () => system.startWorker()));
     return system;
   }
 
   private async createDatabase() {
-    const server = process.env.TEST_POSTGRES_URL as string;
-    const client = new Client({ connectionString: server });
+    const client = new Client({ connectionString: this.postgresUrl });
     await client.connect();
-    await client.query(`CREATE DATABASE ${this.name} TEMPLATE ${process.env.TEST_TEMPLATE}`);
+    await client.query(`CREATE DATABASE ${this.name} TEMPLATE scenario_jobs_template`);
     await client.end();
-    const url = new URL(server);
+    const url = new URL(this.postgresUrl);
     url.pathname = `/${this.name}`;
     this.settings.DATABASE_URL = url.href;
     this.pool = new Pool({ connectionString: url.href, max: 4 });
@@ -126,8 +131,14 @@ export class TestSystem {
     return { key, keyId };
   }
 
+  async startApi(settings: Record<string, string> = {}) {
+    const own = this.options.api?.(this.settings);
+    this.api = await ServiceProcess.start('main.api.js', { ...this.settings, ...own, ...settings });
+  }
+
   async startWorker(settings: Record<string, string> = {}) {
-    const worker = await ServiceProcess.start('main.worker.js', { ...this.settings, ...settings });
+    const own = this.options.worker?.(this.settings);
+    const worker = await ServiceProcess.start('main.worker.js', { ...this.settings, ...own, ...settings });
     this.workers.push(worker);
     return worker;
   }
@@ -222,7 +233,7 @@ export class TestSystem {
 
   /** While `work` runs, nobody can connect to the database and every connection to it is cut. */
   async cutPostgres(work: () => Promise<void>) {
-    const server = new Client({ connectionString: process.env.TEST_POSTGRES_URL });
+    const server = new Client({ connectionString: this.postgresUrl });
     await server.connect();
     try {
       await server.query(`ALTER DATABASE ${this.name} ALLOW_CONNECTIONS false`);

@@ -6,14 +6,14 @@ import { groupIsAlive, TestSystem } from '../support/test-system';
 const NO_POLL = { CANCEL_POLL_MS: '3600000', BLIND_MS: '7200000', WORKER_LOST_MS: '10800000' };
 
 /** A Redis user who may do everything but publish: for an api with it, every doorbell is lost. */
-async function createMuteUser(): Promise<string> {
+async function mute() {
   const url = new URL(process.env.TEST_REDIS_URL as string);
   const redis = new Redis(url.href);
   const [name, password] = [randomBytes(4).toString('hex'), randomBytes(8).toString('hex')];
   await redis.call('ACL', 'SETUSER', name, 'on', `>${password}`, '~*', '&*', '+@all', '-publish');
   redis.disconnect();
   Object.assign(url, { username: name, password });
-  return url.href;
+  return () => ({ REDIS_URL: url.href });
 }
 
 describe('a worker learns of a cancel', () => {
@@ -36,7 +36,7 @@ describe('a worker learns of a cancel', () => {
   });
 
   it('by the poll alone, when the message is lost', async () => {
-    system = await TestSystem.start({ settings: { API_REDIS_URL: await createMuteUser() } });
+    system = await TestSystem.start({ api: await mute() });
     const job = await cancelAndSeeSource();
     await system.api.untilLogged('cancel could not be delivered, and will be noticed later', job.id);
     await system.untilStopped(job.id);
@@ -44,7 +44,7 @@ describe('a worker learns of a cancel', () => {
   });
 
   it('by subscribing again alone, when the message was lost with the connection', async () => {
-    system = await TestSystem.start({ settings: { ...NO_POLL, API_REDIS_URL: await createMuteUser() } });
+    system = await TestSystem.start({ settings: NO_POLL, api: await mute() });
     const job = await cancelAndSeeSource();
     await system.api.untilLogged('cancel could not be delivered, and will be noticed later', job.id);
     expect(await system.row(job.id)).toMatchObject({ status: 'cancelled', stopped_at: null });
@@ -54,7 +54,7 @@ describe('a worker learns of a cancel', () => {
   });
 
   it('too late to stop it: then the result is refused, and counted', async () => {
-    system = await TestSystem.start({ settings: { ...NO_POLL, API_REDIS_URL: await createMuteUser() } });
+    system = await TestSystem.start({ settings: NO_POLL, api: await mute() });
     const { job } = await system.createRunning('slow 1500');
     expect((await system.cancel(job.id)).status).toBe(200);
     expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });

@@ -1,0 +1,228 @@
+import { randomUUID } from 'node:crypto';
+import { Client } from 'pg';
+import { eventually } from '../support/eventually';
+import { OwnPostgres } from '../support/own-postgres';
+import { TcpProxy } from '../support/tcp-proxy';
+import { groupIsAlive, TestSystem } from '../support/test-system';
+
+const UNAVAILABLE = {
+  status: 503,
+  body: { error: { type: 'service_unavailable', code: 'service_unavailable' } },
+};
+
+/** Says how long `work` took as well. */
+async function timed<T>(work: () => Promise<T>): Promise<{ answer: T; seconds: number }> {
+  const began = performance.now();
+  const answer = await work();
+  return { answer, seconds: (performance.now() - began) / 1000 };
+}
+
+describe('between the api and Postgres', () => {
+  let proxy: TcpProxy;
+  let system: TestSystem;
+  beforeEach(async () => {
+    proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
+    system = await TestSystem.start({
+      api: ({ DATABASE_URL }) => ({ DATABASE_URL: proxy.through(DATABASE_URL!), DATABASE_POOL_SIZE: '3' }),
+    });
+  });
+  afterEach(async () => {
+    await system.stop();
+    await proxy.stop();
+  });
+
+  it('the connection is cut before the cancel arrives: 503, nothing changed, and the retry cancels', async () => {
+    const { job, pid } = await system.createRunning('cooperative');
+    const cut = proxy.cutWhenSent(job.id, 'asked');
+    const answer = await system.cancel(job.id, { 'idempotency-key': 'one' });
+    await cut;
+    expect(answer).toMatchObject(UNAVAILABLE);
+    expect(answer.headers.get('retry-after')).toBe('2');
+    expect(await system.row(job.id)).toMatchObject({ status: 'processing' });
+    expect((await system.cancel(job.id, { 'idempotency-key': 'one' })).status).toBe(200);
+    await system.untilStopped(job.id);
+    expect(await groupIsAlive(pid)).toBe(false);
+  });
+
+  it('the connection is cut after the cancel was committed: 503, the task dies, and the retry gets its 200', async () => {
+    const { job, pid } = await system.createRunning('cooperative');
+    const cut = proxy.cutWhenSent(job.id, 'answered');
+    const answer = await system.cancel(job.id, { 'idempotency-key': 'one' });
+    await cut;
+    expect(answer).toMatchObject(UNAVAILABLE);
+    // Nobody rang the doorbell: the poll.
+    const { completed_at: completedAt } = await system.untilStopped(job.id);
+    expect(await groupIsAlive(pid)).toBe(false);
+    const retry = await system.cancel(job.id, { 'idempotency-key': 'one' });
+    expect(retry).toMatchObject({ status: 200, body: { completed_at: completedAt?.toISOString() } });
+    expect((await system.cancel(job.id, { 'idempotency-key': 'two' })).status).toBe(400);
+  });
+
+  it('the connection is cut after a create was committed: the retry with its request_id gets that job', async () => {
+    const requestId = randomUUID();
+    const body = { user_email: 'ada@example.com', prompt: 'quick', request_id: requestId };
+    const cut = proxy.cutWhenSent('INSERT INTO scenario_jobs', 'answered');
+    expect(await system.request('POST', '', { body })).toMatchObject(UNAVAILABLE);
+    await cut;
+    const retry = await system.request('POST', '', { body });
+    expect(retry).toMatchObject({ status: 200, body: { is_new: false } });
+    // Nobody queued it: the reconciler.
+    await system.untilStatus(retry.body.id, 'completed');
+    const { rows } = await system.pool.query('SELECT id FROM scenario_jobs WHERE request_id = $1', [requestId]);
+    expect(rows).toHaveLength(1);
+  });
+
+  it('Postgres is slow: everything is slow, and works', async () => {
+    const { job } = await system.createRunning('cooperative');
+    proxy.slow(() => 300);
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await system.untilStopped(job.id);
+  });
+
+  it('Postgres goes silent: 503 within the published limit, and the pool recovers by itself', async () => {
+    const { job } = await system.createRunning('cooperative');
+    // More requests than connections: some wait for one.
+    await Promise.all([1, 2, 3, 4].map(() => system.get(job.id)));
+    proxy.silence();
+    const attempts = await Promise.all(Array.from({ length: 6 }, () => timed(() => system.cancel(job.id))));
+    for (const { answer, seconds } of attempts) {
+      expect(answer).toMatchObject(UNAVAILABLE);
+      expect(seconds).toBeLessThan(25);
+    }
+    expect((await fetch(`${system.api.url}/readyz`)).status).toBe(503);
+    expect(await system.row(job.id)).toMatchObject({ status: 'processing' });
+
+    proxy.clear();
+    await eventually('the api is ready again', async () => (await fetch(`${system.api.url}/readyz`)).ok);
+    await eventually('a cancel gets through', async () => (await system.cancel(job.id)).status === 200);
+    await system.untilStopped(job.id);
+    // No dead connection is left in the pool: none of many requests meets one.
+    const later = await Promise.all(Array.from({ length: 20 }, () => system.request('GET', `/${job.id}`)));
+    expect(later.map(({ status }) => status)).toEqual(Array(20).fill(200));
+  });
+
+  it('Postgres refuses connections, then is back: 503 at once, then as ever', async () => {
+    const { job } = await system.createRunning('cooperative');
+    await proxy.refuse();
+    expect(await system.cancel(job.id)).toMatchObject(UNAVAILABLE);
+    expect(await system.request('POST', '', { body: { user_email: 'a@b.cd', prompt: 'quick' } })).toMatchObject(
+      UNAVAILABLE,
+    );
+    await proxy.accept();
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await system.untilStopped(job.id);
+  });
+
+  it('Postgres cannot write, for its disk is full: 503, nothing changed; then as ever', async () => {
+    const { job } = await system.createRunning('cooperative');
+    await system.pool.query(`
+      CREATE FUNCTION disk_is_full() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$`);
+    await system.pool.query(
+      'CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON scenario_jobs EXECUTE FUNCTION disk_is_full()',
+    );
+    expect(await system.cancel(job.id)).toMatchObject(UNAVAILABLE);
+    expect(await system.request('POST', '', { body: { user_email: 'a@b.cd', prompt: 'quick' } })).toMatchObject(
+      UNAVAILABLE,
+    );
+    expect(await system.row(job.id)).toMatchObject({ status: 'processing' });
+    await system.pool.query('DROP TRIGGER full_disk ON scenario_jobs');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await system.untilStopped(job.id);
+  });
+});
+
+describe('between a worker and Postgres', () => {
+  let proxy: TcpProxy;
+  let system: TestSystem;
+  beforeEach(async () => {
+    proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
+    system = await TestSystem.start({
+      worker: ({ DATABASE_URL }) => ({ DATABASE_URL: proxy.through(DATABASE_URL!) }),
+    });
+  });
+  afterEach(async () => {
+    await system.stop();
+    await proxy.stop();
+  });
+
+  it('the result is cut off on its way: it is recorded once all the same', async () => {
+    const { job } = await system.createRunning('slow 300');
+    const cut = proxy.cutWhenSent('Slow scenario', 'answered');
+    await system.untilStatus(job.id, 'completed');
+    await cut;
+    expect(await system.scenarioCount(job.id)).toBe(1);
+    expect(await system.row(job.id)).toMatchObject({ attempt: 1 });
+  });
+
+  it('Postgres goes silent while a run is cancelled: the task dies when it is back, without a restart', async () => {
+    const { job, pid } = await system.createRunning('cooperative');
+    proxy.silence();
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await system.workers[0]!.untilLogged('could not ask which runs were cancelled');
+    proxy.clear();
+    await system.untilStopped(job.id);
+    expect(await groupIsAlive(pid)).toBe(false);
+  });
+});
+
+describe('Postgres itself', () => {
+  let postgres: OwnPostgres;
+  let system: TestSystem;
+  beforeAll(async () => {
+    postgres = await OwnPostgres.start(['-c', 'max_connections=40']);
+    system = await TestSystem.start({ postgresUrl: postgres.url, settings: { DATABASE_POOL_SIZE: '5' } });
+  });
+  afterAll(async () => {
+    await system.stop();
+    await postgres.stop();
+  });
+
+  it.each(['fast', 'immediate'] as const)(
+    'restarts (%s): what was answered stands, everything goes on',
+    async (how) => {
+      const cancelled = await system.createRunning('cooperative');
+      const going = await system.createRunning('cooperative');
+      expect((await system.cancel(cancelled.job.id)).status).toBe(200);
+      await postgres.restart(how);
+      await eventually('the api answers', async () => (await system.request('GET', `/${going.job.id}`)).status === 200);
+      expect(await system.row(cancelled.job.id)).toMatchObject({ status: 'cancelled' });
+      expect((await system.cancel(going.job.id)).status).toBe(200);
+      await system.untilStopped(cancelled.job.id);
+      await system.untilStopped(going.job.id);
+      await system.untilStatus((await system.create('quick')).id, 'completed');
+    },
+  );
+
+  it('has no connection left: 503, and as ever when there are some again', async () => {
+    const { job } = await system.createRunning('cooperative');
+    // The service's own connections go first, so that it must ask for new ones.
+    const hogs: Client[] = [];
+    const hog = async () => {
+      const client = new Client({ connectionString: postgres.url });
+      client.on('error', () => undefined);
+      await client.connect();
+      hogs.push(client);
+    };
+    await hog();
+    const full = eventually('Postgres is full', async () => {
+      await hogs[0]!.query(
+        `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'scenario-jobs ${system.api.pid}'`,
+      );
+      for (;;) {
+        try {
+          await hog();
+        } catch (error) {
+          if ((error as { code?: string }).code === '53300') return true;
+          throw error;
+        }
+      }
+    });
+    await full;
+    const answer = await system.cancel(job.id);
+    expect(answer).toMatchObject(UNAVAILABLE);
+    for (const each of hogs) await each.end();
+    await eventually('a cancel gets through', async () => (await system.cancel(job.id)).status === 200);
+    await system.untilStopped(job.id);
+  });
+});

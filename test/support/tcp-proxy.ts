@@ -1,0 +1,153 @@
+import { once } from 'node:events';
+import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+/** What is done with what one side sends, before the other side gets it. */
+type Weather =
+  | { kind: 'clear' }
+  /** Everything arrives so much later. */
+  | { kind: 'slow'; delayMs: () => number }
+  /** Connections stay open and nothing arrives any more: the cable is out. */
+  | { kind: 'silent' };
+
+/** A real TCP proxy in front of a real server, which can do to connections what networks do. */
+export class TcpProxy {
+  private readonly connections = new Set<Connection>();
+  private weather: Weather = { kind: 'clear' };
+  private trap: Trap | undefined;
+  private server: Server | undefined;
+  private port = 0;
+
+  private constructor(private readonly target: URL) {}
+
+  /** In front of the server that the URL names. */
+  static async start(targetUrl: string): Promise<TcpProxy> {
+    const proxy = new TcpProxy(new URL(targetUrl));
+    await proxy.accept();
+    return proxy;
+  }
+
+  /** The URL of something on the server, by way of this proxy. */
+  through(url: string): string {
+    const changed = new URL(url);
+    changed.host = `127.0.0.1:${this.port}`;
+    return changed.href;
+  }
+
+  /** From now on everything arrives late, by as many milliseconds as the function says each time. */
+  slow(delayMs: () => number): void {
+    this.weather = { kind: 'slow', delayMs };
+  }
+
+  /** From now on nothing arrives, on old connections and on new ones. */
+  silence(): void {
+    this.weather = { kind: 'silent' };
+    for (const each of this.connections) each.dead = true;
+  }
+
+  /** Connections that are made from now on work. Those that were silenced stay silent: it is theirs to notice. */
+  clear(): void {
+    this.weather = { kind: 'clear' };
+  }
+
+  /** Cuts every connection. */
+  cut(): void {
+    for (const each of this.connections) each.cut();
+  }
+
+  /** Cuts every connection and refuses new ones, as a server that is down does. */
+  async refuse(): Promise<void> {
+    const closed = this.server && once(this.server, 'close');
+    this.server?.close();
+    this.server = undefined;
+    this.cut();
+    await closed;
+  }
+
+  /** Listens on its port, again after `refuse`. */
+  async accept(): Promise<void> {
+    this.server = createServer((client) => this.take(client)).listen(this.port, '127.0.0.1');
+    await once(this.server, 'listening');
+    this.port = (this.server.address() as AddressInfo).port;
+  }
+
+  /**
+   * Cuts the next connection on which a client sends these bytes: before the server gets them (`asked`), or when
+   * it has answered and before the client gets that (`answered`). Resolves when that has happened.
+   */
+  cutWhenSent(bytes: string, when: 'asked' | 'answered'): Promise<void> {
+    return new Promise((done) => (this.trap = { bytes: Buffer.from(bytes), when, done }));
+  }
+
+  async stop(): Promise<void> {
+    await this.refuse();
+  }
+
+  private take(client: Socket): void {
+    const server = connect(Number(this.target.port), this.target.hostname);
+    const connection = new Connection(client, server);
+    connection.dead = this.weather.kind === 'silent';
+    this.connections.add(connection);
+    void connection.closed.finally(() => this.connections.delete(connection));
+    this.carry(connection, client, server, (chunk) => this.spring(connection, chunk));
+    this.carry(connection, server, client, () => connection.answered);
+  }
+
+  /** Carries what `from` sends to `to`, in order. */
+  private carry(connection: Connection, from: Socket, to: Socket, mustCut: (chunk: Buffer) => Trap | undefined): void {
+    let before = Promise.resolve();
+    from.on('data', (chunk: Buffer) => {
+      const sprung = mustCut(chunk);
+      if (sprung) {
+        connection.cut();
+        sprung.done();
+        return;
+      }
+      const { weather } = this;
+      const wait = weather.kind === 'slow' ? sleep(weather.delayMs()) : undefined;
+      before = before.then(async () => {
+        if (wait) await wait;
+        if (!connection.dead && to.writable) to.write(chunk);
+      });
+    });
+  }
+
+  private spring(connection: Connection, chunk: Buffer): Trap | undefined {
+    if (!this.trap || !chunk.includes(this.trap.bytes)) return undefined;
+    const { trap } = this;
+    this.trap = undefined;
+    if (trap.when === 'asked') return trap;
+    connection.answered = trap;
+    return undefined;
+  }
+}
+
+type Trap = { bytes: Buffer; when: 'asked' | 'answered'; done: () => void };
+
+class Connection {
+  /** Nothing passes any more, and nobody is told. */
+  dead = false;
+  /** Set when the next thing that the server says must not arrive. */
+  answered: Trap | undefined;
+  readonly closed: Promise<unknown>;
+
+  constructor(
+    private readonly client: Socket,
+    private readonly server: Socket,
+  ) {
+    for (const socket of [client, server]) {
+      socket.setNoDelay(true);
+      socket.on('error', () => undefined);
+    }
+    this.closed = Promise.all([once(client, 'close'), once(server, 'close')]);
+    client.on('close', () => server.destroy());
+    server.on('close', () => {
+      if (!this.dead) client.destroy();
+    });
+  }
+
+  cut(): void {
+    this.client.destroy();
+    this.server.destroy();
+  }
+}
