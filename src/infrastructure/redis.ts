@@ -74,9 +74,8 @@ function connect(settings: Settings, options: RedisOptions, shardedSubscribers =
         enableOfflineQueue,
         redisOptions,
         shardedSubscribers,
+        // Not for its nodes: commands would wait for a dead one instead of asking who has its slots by now.
         clusterRetryStrategy: reconnectAfter,
-        // A node that was restarted is found again without waiting for a command that needs it.
-        clusterNodeRetryStrategy: reconnectAfter,
       });
     }
   }

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -15,13 +15,26 @@ export class OwnRedis {
 
   private constructor(
     private readonly program: string,
-    private readonly port: number,
+    readonly port: number,
+    private readonly flags: string[],
   ) {
     this.url = `redis://127.0.0.1:${port}`;
   }
 
-  static async start(): Promise<OwnRedis> {
-    const redis = new OwnRedis(await programOfSharedRedis(), await freePort());
+  static async start(flags: string[] = []): Promise<OwnRedis> {
+    const redis = new OwnRedis(await programOfSharedRedis(), await freePort(), flags);
+    await redis.launch();
+    return redis;
+  }
+
+  /** One that watches these and makes another one the master when the master dies. */
+  static async startSentinel(master: OwnRedis): Promise<OwnRedis> {
+    const redis = new OwnRedis(await programOfSharedRedis(), await freePort(), ['--sentinel']);
+    writeFileSync(
+      join(redis.folder, 'sentinel.conf'),
+      `sentinel monitor mymaster 127.0.0.1 ${master.port} 2\n` +
+        'sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 5000\n',
+    );
     await redis.launch();
     return redis;
   }
@@ -35,10 +48,46 @@ export class OwnRedis {
     this.server.kill('SIGCONT');
   }
 
+  /** Lets its background save fail: it then refuses to change anything (MISCONF), as it does when a disk is full. */
+  async failToSave(): Promise<void> {
+    // A folder where the file belongs: the save fails whoever runs Redis.
+    mkdirSync(join(this.folder, 'dump.rdb', 'in-the-way'), { recursive: true });
+    await this.command('config', 'set', 'save', '3600 1000000');
+    await this.save('err');
+  }
+
+  async saveAgain(): Promise<void> {
+    rmSync(join(this.folder, 'dump.rdb'), { recursive: true });
+    await this.save('ok');
+  }
+
+  private async save(outcome: 'ok' | 'err'): Promise<void> {
+    await this.command('bgsave');
+    await eventually(`a background save ends: ${outcome}`, async () =>
+      String(await this.command('info', 'persistence')).includes(`rdb_last_bgsave_status:${outcome}`),
+    );
+  }
+
+  /** Any command, on a connection of its own. */
+  async command(name: string, ...args: string[]): Promise<unknown> {
+    const client = new Redis(this.url);
+    try {
+      return await client.call(name, ...args);
+    } finally {
+      client.disconnect();
+    }
+  }
+
   /** Ends it and starts it again with what it had kept on disk. */
   async restart(): Promise<void> {
     await this.end();
     await this.launch();
+  }
+
+  /** Ends it as a machine does that loses its power. */
+  async kill(): Promise<void> {
+    this.server.kill('SIGKILL');
+    if (this.server.signalCode === null) await once(this.server, 'exit');
   }
 
   async stop(): Promise<void> {
@@ -47,17 +96,10 @@ export class OwnRedis {
   }
 
   async launch(): Promise<void> {
+    const sentinel = this.flags.includes('--sentinel');
     const args = [
-      '--port',
-      String(this.port),
-      '--bind',
-      '127.0.0.1',
-      '--dir',
-      this.folder,
-      '--save',
-      '',
-      '--appendonly',
-      'yes',
+      ...(sentinel ? [join(this.folder, 'sentinel.conf')] : ['--save', '', '--appendonly', 'yes']),
+      ...['--port', String(this.port), '--bind', '127.0.0.1', '--dir', this.folder, ...this.flags],
     ];
     this.server = spawn(this.program, args, { argv0: 'redis-server', stdio: 'ignore' });
     const client = new Redis(this.url, { retryStrategy: () => 20 });

@@ -64,6 +64,7 @@ type StartOptions = {
   api?: (settings: Record<string, string>) => Record<string, string>;
   /** For the workers alone; `startWorker` can have more. */
   worker?: (settings: Record<string, string>) => Record<string, string>;
+  /** Other than the one that all tests share; settings can have a longer `REDIS_URL` of the same servers. */
   redisUrl?: string;
   postgresUrl?: string;
 };
@@ -93,7 +94,7 @@ export class TestSystem {
     const postgresUrl = options.postgresUrl ?? process.env.TEST_POSTGRES_URL!;
     const system = new TestSystem({ ...SHORT_TIMES, ...settings }, options, postgresUrl);
     await system.createDatabase();
-    system.settings.REDIS_URL = redisUrl;
+    system.settings.REDIS_URL ??= redisUrl;
     system.settings.QUEUE_PREFIX ??= `{${system.name}}`;
     system.redis = new Redis(redisUrl);
     system.redis.on('error', () => undefined);

@@ -1,0 +1,124 @@
+import { eventually } from '../support/eventually';
+import { OwnRedis } from '../support/own-redis';
+import { TcpProxy } from '../support/tcp-proxy';
+import { groupIsAlive, TestSystem } from '../support/test-system';
+
+/** Only the doorbell: with the poll so far away a stop proves that a message came through. */
+const NO_POLL = { CANCEL_POLL_MS: '3600000', BLIND_MS: '7200000', WORKER_LOST_MS: '10800000' };
+
+const isStopping = (system: TestSystem, jobId: string) =>
+  system.workers[0]!.logged('stopping: the job was cancelled', jobId);
+
+describe('between the service and Redis', () => {
+  let proxy: TcpProxy;
+  let system: TestSystem;
+  const start = async (settings: Record<string, string> = {}) => {
+    proxy = await TcpProxy.start(process.env.TEST_REDIS_URL!);
+    const REDIS_URL = proxy.through(process.env.TEST_REDIS_URL!);
+    system = await TestSystem.start({ settings, api: () => ({ REDIS_URL }), worker: () => ({ REDIS_URL }) });
+  };
+  afterEach(async () => {
+    await system.stop();
+    await proxy.stop();
+  });
+
+  const cancelsAndCreates = async () => {
+    const running = await system.createRunning('cooperative');
+    expect((await system.cancel(running.job.id)).status).toBe(200);
+    await system.untilStopped(running.job.id);
+    expect(await groupIsAlive(running.pid)).toBe(false);
+  };
+
+  it('everything is slow: it works, only slower', async () => {
+    await start();
+    proxy.slow(() => 100);
+    await cancelsAndCreates();
+  });
+
+  it('everything is slower than anybody waits: answered all the same, by the rows', async () => {
+    await start();
+    const { job, pid } = await system.createRunning('cooperative');
+    proxy.slow(() => 1500);
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await system.untilStopped(job.id);
+    expect(await groupIsAlive(pid)).toBe(false);
+    const queued = await system.create('quick');
+    proxy.clear();
+    await system.untilStatus(queued.id, 'completed');
+  });
+
+  it('connections are cut: made again at once, the doorbell as well', async () => {
+    await start(NO_POLL);
+    const { job } = await system.createRunning('cooperative');
+    proxy.cut();
+    // While it is away the message is lost, and subscribing again asks for what was missed: either is enough.
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await system.untilStopped(job.id);
+    const next = await system.createRunning('cooperative');
+    expect((await system.cancel(next.job.id)).status).toBe(200);
+    await system.untilStopped(next.job.id);
+  });
+
+  it('connections go silent: the poll is enough, and new connections are made without being told', async () => {
+    await start();
+    const { job, pid } = await system.createRunning('cooperative');
+    proxy.silence();
+    expect((await system.cancel(job.id)).status).toBe(200);
+    const created = await system.create('quick');
+    await system.untilStopped(job.id);
+    expect(isStopping(system, job.id)?.source).toBe('poll');
+    expect(await groupIsAlive(pid)).toBe(false);
+
+    // The old connections stay as silent as they are. Nothing tells the service that a new one would do.
+    proxy.clear();
+    await system.untilStatus(created.id, 'completed');
+    await eventually('the doorbell works again', async () => {
+      const again = await system.createRunning('cooperative');
+      await system.cancel(again.job.id);
+      await system.untilStopped(again.job.id);
+      return isStopping(system, again.job.id)?.source === 'doorbell';
+    });
+  });
+});
+
+describe('Redis itself', () => {
+  let redis: OwnRedis;
+  let system: TestSystem;
+  beforeEach(async () => {
+    redis = await OwnRedis.start();
+    system = await TestSystem.start({ redisUrl: redis.url });
+  });
+  afterEach(async () => {
+    await system.stop();
+    await redis.stop();
+  });
+
+  it.each([
+    {
+      state: 'is a replica, which refuses to write',
+      begin: () => system.redis.replicaof('127.0.0.1', 1),
+      end: () => system.redis.replicaof('NO', 'ONE'),
+    },
+    {
+      state: 'is out of memory',
+      begin: () => system.redis.config('SET', 'maxmemory', '1'),
+      end: () => system.redis.config('SET', 'maxmemory', '0'),
+    },
+    {
+      state: 'cannot write to its disk, and refuses to change anything',
+      begin: () => redis.failToSave(),
+      end: () => redis.saveAgain(),
+    },
+  ])('$state: creates and cancels are answered, cancelled is cancelled, and later everything runs', async (fault) => {
+    const running = await system.createRunning('cooperative');
+    await fault.begin();
+    const [kept, dropped] = [await system.create('quick'), await system.create('quick')];
+    expect((await system.cancel(dropped.id)).status).toBe(200);
+    expect((await system.cancel(running.job.id)).status).toBe(200);
+    await system.untilStopped(running.job.id);
+    expect(await groupIsAlive(running.pid)).toBe(false);
+    await fault.end();
+    await system.untilStatus(kept.id, 'completed');
+    expect(await system.row(dropped.id)).toMatchObject({ status: 'cancelled', started_at: null });
+  });
+});
