@@ -63,7 +63,7 @@ function connect(settings: Settings, options: RedisOptions, shardedSubscribers =
         sentinelPassword: settings.REDIS_SENTINEL_PASSWORD,
         enableTLSForSentinelMode: first.protocol === 'rediss:',
         ...(first.protocol === 'rediss:' && { sentinelTLS: {} }),
-        failoverDetector: true,
+        // Not ioredis's failoverDetector: one that fires while a connection is being made ends it for good.
         sentinelRetryStrategy: reconnectAfter,
         retryStrategy: reconnectAfter,
         reconnectOnError: isDemoted,

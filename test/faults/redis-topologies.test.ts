@@ -77,6 +77,28 @@ describe('Redis Sentinel', () => {
       );
     });
   }, 120_000);
+
+  it('the master is changed while it lives: nor is any lost then', async () => {
+    await servers[0]!.launch();
+    const isMaster = async (server: OwnRedis) => String(await server.command('role')).startsWith('master');
+    await eventually('the one that was killed is a replica in sync', async () =>
+      String(await servers[0]!.command('info', 'replication')).includes('master_link_status:up'),
+    );
+    await failOver(system, async () => {
+      await eventually(
+        'the sentinels agree to change',
+        async () => {
+          await sentinels[0]!.command('sentinel', 'failover', 'mymaster');
+          return true;
+        },
+        60_000,
+      );
+      await eventually(
+        'they have changed',
+        async () => (await isMaster(servers[0]!)) && !(await isMaster(servers[1]!)),
+      );
+    });
+  }, 120_000);
 });
 
 describe('Redis Cluster', () => {
