@@ -4,6 +4,9 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { eventually } from './eventually';
 
+/** The built service, or a copy of it that a test has spoiled. */
+const DIST = process.env.SERVICE_DIST ?? join(__dirname, '../../dist');
+
 export type LogLine = Record<string, unknown> & { msg?: string; jobId?: string; runId?: string };
 
 /** An api or a worker as it is shipped: the built program in a process of its own. */
@@ -14,7 +17,7 @@ export class ServiceProcess {
   private readonly child: ChildProcess;
 
   private constructor(entry: string, environment: Record<string, string>) {
-    this.child = spawn(process.execPath, [join(__dirname, '../../dist', entry)], {
+    this.child = spawn(process.execPath, [join(DIST, entry)], {
       env: {
         PATH: process.env.PATH,
         HOST: '127.0.0.1',

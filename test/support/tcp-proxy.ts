@@ -139,7 +139,7 @@ class Connection {
       socket.setNoDelay(true);
       socket.on('error', () => undefined);
     }
-    this.closed = Promise.all([once(client, 'close'), once(server, 'close')]);
+    this.closed = Promise.all([client, server].map((socket) => new Promise((closed) => socket.on('close', closed))));
     client.on('close', () => server.destroy());
     server.on('close', () => {
       if (!this.dead) client.destroy();

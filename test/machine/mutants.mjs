@@ -1,0 +1,45 @@
+// Faults that the machine must find: each is put into a copy of the built service.
+
+const repository = 'modules/scenario-jobs/job.repository.js';
+const listener = 'modules/scenario-jobs/worker/cancel-listener.js';
+
+/** `find` must occur exactly once in the file. */
+export const MUTANTS = [
+  {
+    name: 'claim-without-its-condition',
+    says: 'a worker begins a job whatever its status is',
+    file: repository,
+    find: /(WHERE id = \$\{jobId\}) AND status IN \('queued', 'processing'\)(\s+RETURNING id, attempt)/,
+    replace: '$1$2',
+  },
+  {
+    name: 'complete-without-run-id',
+    says: 'the result of a run counts although another has taken over',
+    file: repository,
+    find: /(SET status = 'completed'[^;]*?status = 'processing') AND run_id = \$\{runId\}::uuid/,
+    replace: '$1',
+  },
+  {
+    name: 'cancel-reads-then-writes',
+    says: 'a cancel looks at the status first and then writes without looking',
+    file: repository,
+    find: /(async cancel\(workspaceId, jobId, by\) \{)([\s\S]*?) AND j\.status IN \('queued', 'processing'\)/,
+    replace: `$1
+        const seen = await this.find(workspaceId, jobId);
+        if (!seen || !['queued', 'processing'].includes(seen.status)) return undefined;$2`,
+  },
+  {
+    name: 'worker-trusts-the-message',
+    says: 'a worker stops a run because a message says so, without asking Postgres',
+    file: listener,
+    find: /subscription\.on\('message', \(\) => void this\.ask\('doorbell'\)\);/,
+    replace: `subscription.on('message', (_channel, text) => this.runs.get(JSON.parse(text).runId)?.stop('cancelled'));`,
+  },
+  {
+    name: 'poll-removed',
+    says: 'a worker asks Postgres only when it is told to',
+    file: listener,
+    find: /if \(!this\.stopped\)\s+this\.timer = setTimeout\(\(\) => this\.poll\(\), this\.settings\.CANCEL_POLL_MS\);/,
+    replace: `if (!this.stopped) this.timer = setInterval(() => this.jobs.reportAlive(this.workerId).catch(() => undefined), 300);`,
+  },
+];
