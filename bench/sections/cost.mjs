@@ -1,0 +1,3 @@
+export const about = '';
+export async function measure() {}
+export const show = () => '';
