@@ -75,7 +75,7 @@ async function measure(stage, names, quick) {
   const results = {};
   for (const name of names) {
     const began = Date.now();
-    results[name] = await SECTIONS[name].measure({ stage, load, quick, rounds: quick ? 3 : 5, say });
+    results[name] = await SECTIONS[name].measure({ stage, load, quick, rounds: quick ? 3 : 9, say });
     say(`${name}: done in ${Math.round((Date.now() - began) / 1000)} s`);
   }
   return results;

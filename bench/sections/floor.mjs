@@ -12,7 +12,7 @@ import {
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, percent, ranged, table } from '../text.mjs';
 
-const FULL = { 1: 400, 16: 1600, 64: 2400 };
+const FULL = { 1: 200, 16: 800, 64: 1200 };
 const QUICK = { 1: 100, 16: 300, 64: 600 };
 
 export const about = `Cancels of the service over those of the floor: \`bench/floor-server.mjs\`, which is node:http, pg with
