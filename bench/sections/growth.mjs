@@ -101,7 +101,9 @@ async function measureWorkers({ stage, load, say }, site, { rounds, cancels, bas
     return measured;
   };
   const sides = { few: side(base.workers), many: side(workers) };
-  const { few, many } = await takeTurns(Math.ceil(rounds / 3), sides, (where) => say(`growth: ${workers} workers, ${where}`));
+  const { few, many } = await takeTurns(Math.ceil(rounds / 3), sides, (where) =>
+    say(`growth: ${workers} workers, ${where}`),
+  );
   return { ...cellOf({ change: { workers }, size: { workers } }, few, many, base), polls };
 }
 
