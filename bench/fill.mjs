@@ -75,10 +75,8 @@ export async function fillQueue(queue, count) {
   const chunk = 50_000;
   for (let start = 0; start < count; start += chunk) {
     const length = Math.min(chunk, count - start);
-    await addEntries(
-      queue,
-      Array.from({ length }, (_, index) => `y${String(start + index).padStart(11, '0')}`),
-    );
+    const ids = Array.from({ length }, (_, index) => `y${String(start + index).padStart(11, '0')}`);
+    await addEntries(queue, ids);
   }
 }
 
