@@ -8,13 +8,12 @@ const JOBS = '/rest/v1/scenario-studio/jobs';
 const ENTRY = { removeOnComplete: true, removeOnFail: true, priority: 1 };
 const CHUNK = 5000;
 
-/** `url` of a database that is there already, or a new one is made. */
-export async function openSite(stage, name, { url, nodeFlags, withApi = true } = {}) {
+export async function openSite(stage, name, { nodeFlags, environment, withApi = true } = {}) {
   const { default: pg } = await import('pg');
   const { Queue } = await import('bullmq');
   const { Redis } = await import('ioredis');
   const { newApiKey, hashApiKey } = require('../dist/auth/api-key.js');
-  const databaseUrl = url ?? (await stage.createDatabase(name));
+  const databaseUrl = await stage.createDatabase(name);
   const pool = new pg.Pool({ connectionString: databaseUrl, max: 2 });
   pool.on('error', () => undefined);
   const workspaceId = 'w00000000001';
@@ -30,7 +29,7 @@ export async function openSite(stage, name, { url, nodeFlags, withApi = true } =
   const queue = new Queue('scenario-jobs', { connection: redis, prefix, defaultJobOptions: ENTRY });
   queue.on('error', () => undefined);
   const site = { name, stage, databaseUrl, pool, workspaceId, key, prefix, redis, queue };
-  site.environment = { DATABASE_URL: databaseUrl, QUEUE_PREFIX: prefix };
+  site.environment = { DATABASE_URL: databaseUrl, QUEUE_PREFIX: prefix, ...environment };
   if (withApi) site.api = await stage.startService(`api-${name}`, 'main.api.js', site.environment, nodeFlags);
   site.close = async () => {
     await site.api?.stop();
