@@ -41,7 +41,7 @@ process.exit();
 async function profile(load, concurrency, count) {
   const file = join(stage.place, `profile-${concurrency}.json`);
   const site = await openSite(stage, `profile-${concurrency}`, {
-    nodeFlags: ['--require', join(root, 'bench/profile-hook.cjs')],
+    nodeFlags: ['--import', join(root, 'bench/profile-hook.mjs')],
     environment: { PROFILE_FILE: file },
   });
   const ids = await makeQueued(site, count + WARM);

@@ -1,7 +1,7 @@
 // Loaded into the api by profile.mjs: SIGUSR2 begins a profile of the processor, a second one ends and writes it. (Node's
 // --cpu-prof would include the start, and writes nothing when a process ends by a signal, as the api does.)
-const { writeFileSync, renameSync } = require('node:fs');
-const { Session } = require('node:inspector');
+import { renameSync, writeFileSync } from 'node:fs';
+import { Session } from 'node:inspector';
 
 const session = new Session();
 session.connect();
