@@ -94,7 +94,9 @@ function show(samples, count) {
   say(table(columns, sum(name).slice(0, MOST).map(row)));
 }
 
-const short = (url) => url.replace(/^.*node_modules\//, '').replace(/^file:.*\/(dist|src)\//, '$1/');
+function short(url) {
+  return url.replace(/^.*node_modules\//, '').replace(/^.*\/(dist|src)\//, '$1/');
+}
 
 /** What Postgres says it was sent for three cancels, one after the other. */
 async function showStatements(load) {
@@ -106,8 +108,12 @@ async function showStatements(load) {
   const log = join(stage.place, 'postgres.log');
   const before = readFileSync(log, 'utf8').length;
   await cancelAll(load, site, site.api, ids.slice(3), 1);
-  const lines = readFileSync(log, 'utf8').slice(before).split('\n');
+  // A statement goes on in the next lines, which begin with a tab or a space.
+  const lines = readFileSync(log, 'utf8')
+    .slice(before)
+    .replaceAll(/\s*\n\s+/g, ' ')
+    .split('\n');
   say('Three cancels sent Postgres:\n');
-  for (const line of lines.filter((one) => /LOG:/.test(one))) say(`  ${line.replace(/^.*LOG: */, '')}`);
+  for (const line of lines.filter((one) => /LOG:/.test(one))) say(`  ${line.replace(/^.*?LOG: */, '')}`);
   await site.close();
 }

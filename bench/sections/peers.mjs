@@ -17,8 +17,9 @@ lookup of the key; the peers are called in process, without any of it. What they
 
 - BullMQ \`queue.remove\`: no commit to disk before it returns, no status, no caller to authorize; it refuses a job that
   is running, and stops no code. Out of a list it takes time in proportion to the queue's depth.
-- pg-boss \`cancel\`: one row and one commit, like the service. It does not stop code that runs in another process
-  before that one polls, has no HTTP and no keys, and nothing in the database keeps a finished job from being changed.
+- pg-boss \`cancel\`: one row and one commit, like the service. A handler that runs hears of it at its worker's
+  next heartbeat, if its queue has heartbeats, by \`job.signal\`; one that does not heed it, or does not yield, runs on. No
+  HTTP, no keys, and no guard in the database that keeps a finished job from being changed.
 - graphile-worker \`completeJobs\`: deletes the row, so that no status is left to ask for. It skips a job that is running
   and stops no code; no HTTP, no keys.`;
 
