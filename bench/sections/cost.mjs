@@ -27,10 +27,10 @@ export async function measure({ stage, load, rounds, quick, say }) {
   const cpu = await measureCpu({ stage, load, site, floor, rounds, quick, say });
   await floor.stop();
   say('cost: start of the processes');
-  const starts = await measureStarts(stage, site, quick ? 3 : 5);
+  const starts = await measureStarts(stage, site, quick ? 1 : 5);
   say('cost: memory');
   const memory = await measureMemory({ stage, load, site });
-  const taskStart = await measureTaskStart(quick ? 7 : 21, say);
+  const taskStart = await measureTaskStart(quick ? 5 : 21, say);
   const slots = await measureSlots({ stage, site, quick, say });
   await site.close();
   return { memory, starts, taskStart, cpu, slots };
@@ -38,7 +38,7 @@ export async function measure({ stage, load, rounds, quick, say }) {
 
 /** Processor time for a thousand cancels at concurrency 16, in everything that takes part. */
 async function measureCpu({ stage, load, site, floor, rounds, quick, say }) {
-  const count = quick ? 500 : 2000;
+  const count = quick ? 300 : 2000;
   const side = (server) => async () => {
     const ids = await makeQueued(site, count);
     await analyse(site);

@@ -16,7 +16,7 @@ const QUICK = {
   rounds: 7,
   cancels: 30,
   base: { depth: 1000, rows: 10_000, keys: 10, workers: 1 },
-  grown: [{ depth: 10_000 }, { depth: 50_000 }, { rows: 200_000 }, { keys: 1000 }],
+  grown: [{ depth: 20_000 }, { rows: 100_000 }, { keys: 1000 }],
   workers: 20,
 };
 const WORDS = { depth: 'entries in the queue', rows: 'rows in the table', keys: 'API keys', workers: 'workers' };
