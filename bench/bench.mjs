@@ -63,7 +63,7 @@ async function main(args) {
     failed = false;
   } catch (error) {
     // Stopped by a signal: what was under way has failed, and everything is being ended already.
-    if (stage.ending.isEnding()) return;
+    if (stage.ending.isEnding()) return 'by a signal';
     throw new Error(`${error.stack}\nThe logs are in ${stage.place}`, { cause: error });
   } finally {
     if (!stage.ending.isEnding()) await stage.close({ failed });
@@ -82,7 +82,8 @@ async function measure(stage, names, quick) {
 }
 
 main(process.argv.slice(2)).then(
-  () => process.exit(),
+  // After a signal the process ends when everything has been stopped, and by that signal.
+  (stopped) => stopped ?? process.exit(),
   (error) => {
     process.stderr.write(`\n${error.message}\n`);
     process.exit(1);
