@@ -53,11 +53,12 @@ async function main(args) {
   let failed = true;
   try {
     const environment = await environmentOf(stage, began);
-    const results = await measure(stage, names, quick);
+    const rounds = quick ? 3 : 9;
+    const results = await measure(stage, names, { quick, rounds });
     const seconds = (Date.now() - began) / 1000;
     const mode = quick ? 'quick' : 'full';
     const folder = join(root, 'bench', quick || only.length > 0 ? 'results' : '');
-    const path = writeReport(folder, { environment, mode, seconds, results, sections: SECTIONS });
+    const path = writeReport(folder, { environment, mode, rounds, seconds, results, sections: SECTIONS });
     for (const name of names) say(`\n${name}\n\n${SECTIONS[name].show(results[name])}`);
     say(`Took ${Math.round(seconds)} s. Written to ${path}`);
     failed = false;
@@ -70,12 +71,12 @@ async function main(args) {
   }
 }
 
-async function measure(stage, names, quick) {
+async function measure(stage, names, options) {
   const load = stage.startHelper('load', 'load.mjs');
   const results = {};
   for (const name of names) {
     const began = Date.now();
-    results[name] = await SECTIONS[name].measure({ stage, load, quick, rounds: quick ? 3 : 9, say });
+    results[name] = await SECTIONS[name].measure({ stage, load, say, ...options });
     say(`${name}: done in ${Math.round((Date.now() - began) / 1000)} s`);
   }
   return results;

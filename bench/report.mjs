@@ -72,28 +72,31 @@ function commit() {
 }
 
 /** Returns the paths of what it wrote. */
-export function writeReport(folder, { environment, mode, seconds, results, sections }) {
+export function writeReport(folder, { environment, mode, rounds, seconds, results, sections }) {
   mkdirSync(folder, { recursive: true });
   const goals = goalsIn(results);
   const missed = goals.filter((goal) => !isMet(goal)).length;
   const text = [
     INTRODUCTION,
     `${goals.length - missed} of ${goals.length} goals are met.\n`,
-    describe(environment, mode, seconds),
+    describe(environment, { mode, rounds, seconds }),
     ...Object.entries(results).map(
       ([name, result]) => `## ${name}\n\n${sections[name].about.trim()}\n\n${sections[name].show(result)}`,
     ),
   ].join('\n');
   writeFileSync(join(folder, 'RESULTS.md'), text.trimEnd() + '\n');
-  writeFileSync(join(folder, 'results.json'), `${JSON.stringify({ environment, mode, seconds, results }, null, 2)}\n`);
+  writeFileSync(
+    join(folder, 'results.json'),
+    `${JSON.stringify({ environment, mode, rounds, seconds, results }, null, 2)}\n`,
+  );
   if (results.growth) writeFileSync(join(folder, 'growth.svg'), plotGrowth(results.growth));
   return join(folder, 'RESULTS.md');
 }
 
-function describe({ date, commit, machine, node, postgres, redis, packages }, mode, seconds) {
+function describe({ date, commit, machine, node, postgres, redis, packages }, { mode, rounds, seconds }) {
   const versions = Object.entries(packages).map(([name, version]) => `${name} ${version}`);
   return [
-    `- ${date}, commit ${commit}, ${mode} run of ${Math.round(seconds)} s`,
+    `- ${date}, commit ${commit}, ${mode} run of ${Math.round(seconds)} s, ${rounds} rounds unless it says otherwise`,
     `- ${machine.cores} cores (${machine.cpu}), ${machine.memoryGb} GB, ${machine.system}`,
     `- Node ${node}, Postgres ${postgres.version} (fsync ${postgres.fsync}, synchronous_commit ` +
       `${postgres.synchronous_commit}), Redis ${redis.version} (appendfsync ${redis.appendfsync})`,

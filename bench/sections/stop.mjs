@@ -165,6 +165,7 @@ function send({ api, key }, method, path, body) {
 function resultOf(cooperative, cpuBound, never, ackMs) {
   const beyondAck = cpuBound.service.map(({ ms }) => ({ ms: ms - ackMs }));
   return {
+    rounds: { cooperative: cooperative.service.length, cpuBound: cpuBound.service.length },
     ackMs,
     spinMs: SPIN_MS,
     cooperative: Object.fromEntries(Object.entries(cooperative).map(([side, all]) => [side, figureOf(all, 'ms')])),
@@ -176,7 +177,7 @@ function resultOf(cooperative, cpuBound, never, ackMs) {
   };
 }
 
-export function show({ ackMs, spinMs, cooperative, answered, ratio, cpuBound, beyondAck, never }) {
+export function show({ rounds, ackMs, spinMs, cooperative, answered, ratio, cpuBound, beyondAck, never }) {
   const inProcess = ({ ms, aborted }) =>
     aborted ? `${number(ms)} ms` : `never: it computed its whole ${spinMs} ms, and its signal was not aborted then`;
   const rows = [
@@ -186,6 +187,7 @@ export function show({ ackMs, spinMs, cooperative, answered, ratio, cpuBound, be
     ["`cancelJob` over BullMQ's Relay", `${ranged(cooperative.relay)} ms, no process`, inProcess(never.relay)],
   ];
   return [
+    `${rounds.cooperative} rounds; ${rounds.cpuBound} of the task that computes.\n`,
     table(['', 'cooperative task', 'task that computes without yielding'], rows),
     `- cooperative, the service over the bare child: ${judged(ratio)}`,
     `- computing, beyond the acknowledgement window of ${ackMs} ms, in ms: ${judged(beyondAck)}`,
