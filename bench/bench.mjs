@@ -1,0 +1,92 @@
+// npm run bench: measures the service against a floor, against growth and against its peers, on servers of its own.
+import { join } from 'node:path';
+import { prepare, root } from '../scripts/prepare.mjs';
+import * as cost from './sections/cost.mjs';
+import * as createGet from './sections/create-get.mjs';
+import * as floor from './sections/floor.mjs';
+import * as growth from './sections/growth.mjs';
+import * as peers from './sections/peers.mjs';
+import * as stop from './sections/stop.mjs';
+import { environmentOf, writeReport } from './report.mjs';
+import { Stage } from './stage.mjs';
+
+const SECTIONS = { floor, growth, stop, peers, cost, 'create-get': createGet };
+const HELP = `Usage: npm run bench -- [--quick] [--only <section>]...
+
+Starts a Postgres, a Redis and the service by itself, measures, and writes what it found: a full run to
+bench/RESULTS.md, bench/results.json and bench/growth.svg, any other to bench/results/.
+
+  --quick            fewer rounds and smaller sizes: under two minutes instead of under fifteen
+  --only <section>   only this section; may be repeated. Sections: ${Object.keys(SECTIONS).join(', ')}
+  --help             this text
+
+Exit codes: 0 measured, 1 failed or an answer was wrong, 2 wrong usage. A missed goal is a result, not a failure.
+`;
+const say = (line = '') => console.log(line);
+
+function parse(args) {
+  const options = { quick: false, only: [] };
+  while (args.length > 0) {
+    const arg = args.shift();
+    if (arg === '--help' || arg === '-h') options.help = true;
+    else if (arg === '--quick') options.quick = true;
+    else if (arg === '--only' && args[0] in SECTIONS) options.only.push(args.shift());
+    else if (arg === '--only') return { fault: `--only needs a section: ${Object.keys(SECTIONS).join(', ')}` };
+    else return { fault: `Unknown argument: ${arg}` };
+  }
+  return options;
+}
+
+async function main(args) {
+  const { fault, help, quick, only } = parse(args);
+  if (help) return void process.stdout.write(HELP);
+  if (fault) {
+    process.stderr.write(`${fault}\n\n${HELP}`);
+    process.exitCode = 2;
+    return;
+  }
+  await prepare(say);
+  const began = new Date();
+  const names = Object.keys(SECTIONS).filter((name) => only.length === 0 || only.includes(name));
+  say('Starting Postgres and Redis');
+  const stage = await Stage.open(say);
+  let failed = true;
+  try {
+    const environment = await environmentOf(stage, began);
+    const rounds = quick ? 3 : 9;
+    const results = await measure(stage, names, { quick, rounds });
+    const seconds = (Date.now() - began) / 1000;
+    const mode = quick ? 'quick' : 'full';
+    const folder = join(root, 'bench', quick || only.length > 0 ? 'results' : '');
+    const path = writeReport(folder, { environment, mode, rounds, seconds, results, sections: SECTIONS });
+    for (const name of names) say(`\n${name}\n\n${SECTIONS[name].show(results[name])}`);
+    say(`Took ${Math.round(seconds)} s. Written to ${path}`);
+    failed = false;
+  } catch (error) {
+    // Stopped by a signal: what was under way has failed, and everything is being ended already.
+    if (stage.ending.isEnding()) return 'by a signal';
+    throw new Error(`${error.stack}\nThe logs are in ${stage.place}`, { cause: error });
+  } finally {
+    if (!stage.ending.isEnding()) await stage.close({ failed });
+  }
+}
+
+async function measure(stage, names, options) {
+  const load = stage.startHelper('load', 'load.mjs');
+  const results = {};
+  for (const name of names) {
+    const began = Date.now();
+    results[name] = await SECTIONS[name].measure({ stage, load, say, ...options });
+    say(`${name}: done in ${Math.round((Date.now() - began) / 1000)} s`);
+  }
+  return results;
+}
+
+main(process.argv.slice(2)).then(
+  // After a signal the process ends when everything has been stopped, and by that signal.
+  (stopped) => stopped ?? process.exit(),
+  (error) => {
+    process.stderr.write(`\n${error.message}\n`);
+    process.exit(1);
+  },
+);

@@ -1,0 +1,89 @@
+// Fills what `growth` makes large: a table with millions of rows, keys by the thousand, a queue with a million entries.
+import { addEntries } from './site.mjs';
+
+/** What is made anew after the rows are in, beside the primary key: that is many times faster. */
+const INDEXES = [
+  'scenario_jobs_workspace_id_request_id_key',
+  'scenario_jobs_unfinished',
+  'scenario_jobs_owed_by_worker',
+];
+
+/**
+ * Rows of jobs that have ended (nine of ten) or wait. The triggers are off while they are inserted, for they let only
+ * queued jobs in, and the indexes are made anew afterwards. Every check of the table holds for every row.
+ */
+export async function fillTable(pool, workspaceId, rows) {
+  const client = await pool.connect();
+  try {
+    const { rows: definitions } = await client.query(
+      'SELECT indexname, indexdef FROM pg_indexes WHERE indexname = ANY ($1)',
+      [INDEXES],
+    );
+    await client.query('ALTER TABLE scenarios DROP CONSTRAINT scenarios_job_id_fkey');
+    await client.query('ALTER TABLE scenario_jobs DROP CONSTRAINT scenario_jobs_pkey');
+    for (const { indexname } of definitions) await client.query(`DROP INDEX ${indexname}`);
+    await client.query('ALTER TABLE scenario_jobs DISABLE TRIGGER ALL');
+    await insert(client, workspaceId, rows);
+    await client.query('ALTER TABLE scenario_jobs ENABLE TRIGGER ALL');
+    await client.query('ALTER TABLE scenario_jobs ADD CONSTRAINT scenario_jobs_pkey PRIMARY KEY (id)');
+    for (const { indexdef } of definitions) await client.query(indexdef);
+    await client.query(
+      `ALTER TABLE scenarios ADD CONSTRAINT scenarios_job_id_fkey FOREIGN KEY (job_id) REFERENCES scenario_jobs (id)
+       ON DELETE RESTRICT ON UPDATE CASCADE`,
+    );
+  } finally {
+    client.release();
+  }
+}
+
+async function insert(client, workspaceId, rows) {
+  await client.query(
+    `INSERT INTO scenario_jobs (id, workspace_id, status, user_email, prompt, attempt, run_id, worker_id, created_at,
+       started_at, completed_at, cancelled_by, error_code, error_message, stopped_at, stopped_how)
+     SELECT 'z' || substr(md5(i::text), 1, 11), $1, status::job_status, 'ada@example.com',
+       'Discovery call with an IT director', CASE WHEN ran THEN 1 ELSE 0 END,
+       CASE WHEN ran THEN md5('run' || i)::uuid END, CASE WHEN ran THEN 'worker-' || i % 200 END,
+       now() - interval '1 day', CASE WHEN ran THEN now() - interval '1 day' END,
+       CASE WHEN ran THEN now() - interval '23 hours' END,
+       CASE WHEN status = 'cancelled' THEN 'k00000000001' END,
+       CASE WHEN status = 'failed' THEN 'GENERATION_ERROR' END, CASE WHEN status = 'failed' THEN 'It failed' END,
+       CASE WHEN status = 'cancelled' THEN now() - interval '23 hours' END,
+       CASE WHEN status = 'cancelled' THEN 'graceful'::stop_kind END
+     FROM (SELECT i, CASE WHEN i % 10 = 0 THEN 'queued' WHEN i % 2 = 0 THEN 'cancelled' ELSE 'failed' END AS status,
+             i % 10 <> 0 AS ran FROM generate_series(1, $2::int) AS i) AS job`,
+    [workspaceId, rows],
+  );
+}
+
+/** Further keys, each of a workspace of its own. */
+export async function fillKeys(pool, count) {
+  await pool.query(
+    `INSERT INTO workspaces (id, slug) SELECT 'filler' || i, 'filler-' || i FROM generate_series(1, $1::int) AS i`,
+    [count],
+  );
+  await pool.query(
+    `INSERT INTO api_keys (id, workspace_id, name, hash)
+     SELECT 'filler' || i, 'filler' || i, 'filler', md5(i::text) || md5('more' || i) FROM generate_series(1, $1::int) AS i`,
+    [count],
+  );
+  await pool.query('VACUUM ANALYZE api_keys');
+  await pool.query('VACUUM ANALYZE workspaces');
+}
+
+/** Entries of jobs that nobody cancels. */
+export async function fillQueue(queue, count) {
+  const chunk = 50_000;
+  for (let start = 0; start < count; start += chunk) {
+    const length = Math.min(chunk, count - start);
+    const ids = Array.from({ length }, (_, index) => `y${String(start + index).padStart(11, '0')}`);
+    await addEntries(queue, ids);
+  }
+}
+
+/** Waits until Redis has rewritten its append-only file, if it is at it, and Postgres has written a checkpoint. */
+export async function settle({ pool, redis }) {
+  await pool.query('CHECKPOINT');
+  while (/aof_rewrite_in_progress:1|aof_rewrite_scheduled:1/.test(await redis.info('persistence'))) {
+    await new Promise((next) => setTimeout(next, 200));
+  }
+}

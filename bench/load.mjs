@@ -1,0 +1,75 @@
+// The load generator, a process of its own. Plain HTTP/1.1 over keep-alive sockets, one request at a time on each, so
+// that it takes as little as possible of the machine that it shares with what it measures.
+import { connect } from 'node:net';
+import { serve } from './helper.mjs';
+import { summarise } from './statistics.mjs';
+
+class Connection {
+  #received = '';
+  #answered;
+
+  static async open(port) {
+    const connection = new Connection();
+    const socket = connect({ port, host: '127.0.0.1', noDelay: true });
+    await new Promise((resolve, reject) => socket.once('connect', resolve).once('error', reject));
+    connection.socket = socket;
+    // One character for each byte, so that lengths are those of Content-Length.
+    socket.setEncoding('latin1');
+    socket.on('data', (text) => connection.#receive(text));
+    socket.on('close', () => connection.#answered?.({ status: 0, body: 'the connection was closed' }));
+    socket.on('error', () => undefined);
+    return connection;
+  }
+
+  request(text) {
+    return new Promise((resolve) => {
+      this.#answered = resolve;
+      this.socket.write(text);
+    });
+  }
+
+  #receive(text) {
+    this.#received += text;
+    const end = this.#received.indexOf('\r\n\r\n');
+    if (end < 0) return;
+    const length = Number(/\r\ncontent-length: *(\d+)/i.exec(this.#received.slice(0, end))?.[1]);
+    if (this.#received.length < end + 4 + length) return;
+    const answer = { status: Number(this.#received.slice(9, 12)), body: this.#received.slice(end + 4) };
+    this.#received = '';
+    this.#answered(answer);
+  }
+}
+
+function textOf({ method, key, body, port }, path) {
+  const headers = [`${method} ${path} HTTP/1.1`, `Host: 127.0.0.1:${port}`, `Authorization: Bearer ${key}`];
+  if (body) headers.push('Content-Type: application/json', `Content-Length: ${Buffer.byteLength(body)}`);
+  return `${headers.join('\r\n')}\r\n\r\n${body ?? ''}`;
+}
+
+/** Sends one request for each path and measures. Throws unless every answer is the expected one. */
+async function load({ port, concurrency, paths, expect, ...request }) {
+  const texts = paths.map((path) => textOf({ ...request, port }, path));
+  const connections = await Promise.all(Array.from({ length: concurrency }, () => Connection.open(port)));
+  const milliseconds = new Float64Array(texts.length);
+  const wrong = [];
+  let next = 0;
+  const cpu = process.cpuUsage();
+  const began = performance.now();
+  const work = async (connection) => {
+    while (next < texts.length) {
+      const index = next++;
+      const sent = performance.now();
+      const { status, body } = await connection.request(texts[index]);
+      milliseconds[index] = performance.now() - sent;
+      if (status !== expect.status || !body.includes(expect.body)) wrong.push(`${status} ${body}`);
+    }
+  };
+  await Promise.all(connections.map(work));
+  const elapsed = performance.now() - began;
+  const { user, system } = process.cpuUsage(cpu);
+  for (const { socket } of connections) socket.destroy();
+  if (wrong.length > 0) throw new Error(`${wrong.length} of ${texts.length} answers were wrong, such as: ${wrong[0]}`);
+  return { ...summarise(milliseconds, elapsed), generatorCpu: (user + system) / 1000 / elapsed };
+}
+
+serve({ load });

@@ -1,0 +1,102 @@
+// floor: how near the service's cancels come to a hand-written server that has the same effects.
+import {
+  analyse,
+  cancelAll,
+  checkCancelled,
+  checkHeard,
+  listen,
+  makeProcessing,
+  makeQueued,
+  openSite,
+} from '../site.mjs';
+import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
+import { judged, percent, ranged, table } from '../text.mjs';
+
+const FULL = { 1: 200, 16: 800, 64: 1200 };
+const QUICK = { 1: 100, 16: 300, 64: 600 };
+
+export const about = `Cancels of the service over those of the floor: \`bench/floor-server.mjs\`, which is node:http, pg with
+prepared statements and BullMQ's own script, and nothing else: no validation, no log, no metrics, no errors.`;
+
+export async function measure({ stage, load, rounds, quick, say }) {
+  const site = await openSite(stage, 'floor');
+  const floor = await stage.startFloor('floor', site.environment);
+  const listener = await listen(site);
+  const make = {
+    queued: (count) => makeQueued(site, count),
+    processing: (count) => makeProcessing(site, count, listener.workerId),
+  };
+  const cells = [];
+  for (const from of ['queued', 'processing']) {
+    say(`floor: ${from}, warming up`);
+    await warmUp({ load, site, floor, make: make[from], quick });
+    listener.heard = 0;
+    for (const [concurrency, count] of Object.entries(quick ? QUICK : FULL)) {
+      const ids = await make[from](2 * rounds * count);
+      await analyse(site);
+      const run = (server, side) => (round) => {
+        const first = (2 * round + side) * count;
+        return cancelAll(load, site, server, ids.slice(first, first + count), Number(concurrency));
+      };
+      const measured = await takeTurns(rounds, { service: run(site.api, 0), floor: run(floor, 1) }, (where) =>
+        say(`floor: ${from}, concurrency ${concurrency}, ${where}`),
+      );
+      await checkCancelled(site, ids);
+      if (from === 'processing') await checkHeard(listener, ids.length);
+      cells.push(cellOf(from, Number(concurrency), count, measured));
+    }
+  }
+  listener.close();
+  await floor.stop();
+  await site.close();
+  return { cells };
+}
+
+export async function warmUp({ load, site, floor, make, quick }) {
+  const count = quick ? 300 : 1000;
+  const ids = await make(2 * count);
+  await analyse(site);
+  await cancelAll(load, site, site.api, ids.slice(0, count), 16);
+  await cancelAll(load, site, floor, ids.slice(count), 16);
+}
+
+function cellOf(from, concurrency, count, { service, floor }) {
+  const figures = (measured) => ({
+    perSecond: figureOf(measured, 'perSecond'),
+    p50: figureOf(measured, 'p50'),
+    p99: figureOf(measured, 'p99'),
+    generatorCpu: figureOf(measured, 'generatorCpu'),
+  });
+  return {
+    from,
+    concurrency,
+    cancels: count,
+    service: figures(service),
+    floor: figures(floor),
+    ratios: {
+      perSecond: { ...ratioOf(service, floor, 'perSecond'), atLeast: concurrency === 1 ? 0.9 : 1 },
+      p50: ratioOf(service, floor, 'p50'),
+      p99: { ...ratioOf(service, floor, 'p99'), atMost: 1.2 },
+    },
+  };
+}
+
+export function show({ cells }) {
+  const [throughput, p99] = ['perSecond', 'p99'].map((figure) =>
+    cells.map(({ from, concurrency, service, floor, ratios }) => [
+      from,
+      concurrency,
+      ranged(service[figure]),
+      ranged(floor[figure]),
+      judged(ratios[figure]),
+      figure === 'perSecond' ? percent(service.generatorCpu.median) : judged(ratios.p50),
+    ]),
+  );
+  return [
+    table(
+      ['job', 'concurrency', 'service, cancels/s', 'floor, cancels/s', 'ratio', 'generator, of one core'],
+      throughput,
+    ),
+    table(['job', 'concurrency', 'service p99, ms', 'floor p99, ms', 'ratio of p99', 'ratio of p50'], p99),
+  ].join('\n');
+}

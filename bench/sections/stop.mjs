@@ -1,0 +1,196 @@
+// stop: from the request to cancel until the task's process group is dead, beside what there is without the service.
+import { fork } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { Agent, request } from 'node:http';
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { root } from '../../scripts/prepare.mjs';
+import { openSite } from '../site.mjs';
+import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
+import { judged, number, ranged, table } from '../text.mjs';
+import { openWatch } from '../watch-group.mjs';
+
+const require = createRequire(import.meta.url);
+const TASK = join(root, 'bench/task.mjs');
+const JOBS = '/rest/v1/scenario-studio/jobs';
+const SPIN_MS = 3000;
+const BEYOND_ACK_MS = 50;
+const agent = new Agent({ keepAlive: true });
+
+export const about = `From the sending of the request until nothing of the task's process group lives, watched from outside four times
+a millisecond. The service and a worker have their default settings. \`bare child\` is \`child_process.fork\` and a message
+that aborts the task's \`AbortController\`; or SIGKILL at once for a task that computes without yielding. BullMQ's
+\`worker.cancelJob\` has no process to end: until its processor, in the worker's own process, has seen the abort and returns.
+It has no bound either, writes no status, and a processor that does not yield never hears of it.`;
+
+export async function measure({ stage, quick, say }) {
+  const rounds = quick ? 5 : 15;
+  const site = await openSite(stage, 'stop');
+  site.worker = await stage.startService('worker-stop', 'main.worker.js', {
+    ...site.environment,
+    SCENARIO_TASK: TASK,
+  });
+  const watch = openWatch();
+  const inProcess = await openInProcess(stage, site);
+  const { STOP_ACK_MS } = require('../../dist/config/settings.js').SETTINGS;
+  const ackMs = STOP_ACK_MS.parse(undefined);
+  try {
+    for (let warm = 0; warm < 3; warm++) await cancelInService(site, watch, 'heeds its signal', 'graceful');
+    const cooperative = await takeTurns(
+      rounds,
+      {
+        service: () => cancelInService(site, watch, 'heeds its signal', 'graceful'),
+        bare: () => stopBareChild(watch, 'heeds its signal', (child) => child.send({})),
+        pubsub: () => inProcess.cancel('pubsub', 0),
+        relay: () => inProcess.cancel('relay', 0),
+      },
+      (where) => say(`stop: cooperative, ${where}`),
+    );
+    const cpuBound = await takeTurns(
+      quick ? 3 : 7,
+      {
+        service: () => cancelInService(site, watch, '[spin]', 'terminated'),
+        bare: () => stopBareChild(watch, '[spin]', (child) => child.kill('SIGKILL')),
+      },
+      (where) => say(`stop: CPU-bound, ${where}`),
+    );
+    say('stop: CPU-bound, in process');
+    const never = {};
+    for (const means of ['pubsub', 'relay']) never[means] = await inProcess.cancel(means, SPIN_MS);
+    return resultOf(cooperative, cpuBound, never, ackMs);
+  } finally {
+    await watch.close();
+    await inProcess.close();
+    await site.worker.stop();
+    await site.close();
+  }
+}
+
+/** Creates a job, waits until its task's code runs, cancels it, and returns when its process group was gone. */
+async function cancelInService(site, watch, prompt, how) {
+  const { body } = await send(site, 'POST', JOBS, { user_email: 'ada@example.com', prompt });
+  const pid = await taskOf(site.worker, body.id);
+  const gone = watch.untilGone(pid);
+  const began = process.hrtime.bigint();
+  const answer = await send(site, 'DELETE', `${JOBS}/${body.id}`);
+  const answered = process.hrtime.bigint();
+  if (answer.status !== 200 || answer.body.status !== 'cancelled') throw new Error(`cancel: ${answer.status}`);
+  const measured = { ms: between(began, await gone), answeredMs: between(began, answered) };
+  await checkStopped(site, body.id, how);
+  return measured;
+}
+
+const between = (from, to) => Number(to - from) / 1e6;
+
+/** The process of a job's task, once its code runs: the worker's log has both. */
+async function taskOf({ log }, jobId) {
+  for (let tries = 0; tries < 3000; tries++) {
+    const lines = readFileSync(log, 'utf8')
+      .split('\n')
+      .filter((line) => line.includes(jobId) && line.endsWith('}'))
+      .map((line) => JSON.parse(line));
+    if (lines.some(({ msg }) => msg === 'task output')) return lines.find(({ msg }) => msg === 'run began').taskPid;
+    await sleep(10);
+  }
+  throw new Error(`the task of job ${jobId} did not begin`);
+}
+
+async function checkStopped({ pool }, jobId, how) {
+  for (let tries = 0; tries < 500; tries++) {
+    const { rows } = await pool.query('SELECT status, stopped_how FROM scenario_jobs WHERE id = $1', [jobId]);
+    const [{ status, stopped_how }] = rows;
+    if (status !== 'cancelled') throw new Error(`job ${jobId} is ${status}`);
+    if (stopped_how === how) return;
+    if (stopped_how) throw new Error(`job ${jobId} was stopped as ${stopped_how}, not ${how}`);
+    await sleep(10);
+  }
+  throw new Error(`nobody confirmed the stop of job ${jobId}`);
+}
+
+async function stopBareChild(watch, prompt, stop) {
+  const stdio = ['ignore', 'pipe', 'inherit', 'ipc'];
+  const child = fork(join(root, 'bench/bare-child.mjs'), [], { detached: true, stdio });
+  child.send({ start: { prompt } });
+  await new Promise((resolve) => child.stdout.once('data', resolve));
+  const gone = watch.untilGone(child.pid);
+  const began = process.hrtime.bigint();
+  stop(child);
+  return { ms: between(began, await gone) };
+}
+
+async function openInProcess(stage, { name }) {
+  const { Relay } = await import('bullmq');
+  const { Redis } = await import('ioredis');
+  const env = { REDIS_URL: stage.redisUrl, QUEUE_PREFIX: `{bench-${name}-in-process}` };
+  const helper = stage.startHelper('in-process', 'in-process.mjs', { env });
+  await helper.ask('listen');
+  const redis = new Redis(stage.redisUrl, { maxRetriesPerRequest: null });
+  const relayRedis = redis.duplicate();
+  const relay = new Relay({ connection: relayRedis, prefix: env.QUEUE_PREFIX });
+  await relay.waitUntilReady();
+  const send = {
+    pubsub: (id) => redis.publish(`${env.QUEUE_PREFIX}:cancel`, id),
+    relay: (id) => relay.publish('cancel', id),
+  };
+  const cancel = async (means, spinMs) => {
+    const id = await helper.ask('start', { spinMs });
+    const began = process.hrtime.bigint();
+    await send[means](id);
+    const { at, aborted } = await helper.ask('end', id);
+    return { ms: between(began, BigInt(at)), aborted };
+  };
+  const close = async () => {
+    await relay.close();
+    for (const connection of [redis, relayRedis]) connection.disconnect();
+  };
+  return { cancel, close };
+}
+
+function send({ api, key }, method, path, body) {
+  const text = body && JSON.stringify(body);
+  const headers = { authorization: `Bearer ${key}` };
+  if (text) Object.assign(headers, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) });
+  return new Promise((resolve, reject) => {
+    request(`${api.url}${path}`, { agent, method, headers }, (response) => {
+      let received = '';
+      response.setEncoding('utf8').on('data', (chunk) => (received += chunk));
+      response.on('end', () => resolve({ status: response.statusCode, body: JSON.parse(received) }));
+    })
+      .on('error', reject)
+      .end(text);
+  });
+}
+
+function resultOf(cooperative, cpuBound, never, ackMs) {
+  const beyondAck = cpuBound.service.map(({ ms }) => ({ ms: ms - ackMs }));
+  return {
+    rounds: { cooperative: cooperative.service.length, cpuBound: cpuBound.service.length },
+    ackMs,
+    spinMs: SPIN_MS,
+    cooperative: Object.fromEntries(Object.entries(cooperative).map(([side, all]) => [side, figureOf(all, 'ms')])),
+    answered: figureOf(cooperative.service, 'answeredMs'),
+    ratio: { ...ratioOf(cooperative.service, cooperative.bare, 'ms'), atMost: 1.5 },
+    cpuBound: { service: figureOf(cpuBound.service, 'ms'), bare: figureOf(cpuBound.bare, 'ms') },
+    beyondAck: { ...figureOf(beyondAck, 'ms'), atMost: BEYOND_ACK_MS },
+    never,
+  };
+}
+
+export function show({ rounds, ackMs, spinMs, cooperative, answered, ratio, cpuBound, beyondAck, never }) {
+  const inProcess = ({ ms, aborted }) =>
+    aborted ? `${number(ms)} ms` : `never: it computed its whole ${spinMs} ms, and its signal was not aborted then`;
+  const rows = [
+    ['the service', `${ranged(cooperative.service)} ms`, `${ranged(cpuBound.service)} ms`],
+    ['bare child', `${ranged(cooperative.bare)} ms`, `${ranged(cpuBound.bare)} ms, by SIGKILL at once`],
+    ['`cancelJob` over publish/subscribe', `${ranged(cooperative.pubsub)} ms, no process`, inProcess(never.pubsub)],
+    ["`cancelJob` over BullMQ's Relay", `${ranged(cooperative.relay)} ms, no process`, inProcess(never.relay)],
+  ];
+  return [
+    `${rounds.cooperative} rounds; ${rounds.cpuBound} of the task that computes.\n`,
+    table(['', 'cooperative task', 'task that computes without yielding'], rows),
+    `- cooperative, the service over the bare child: ${judged(ratio)}`,
+    `- computing, beyond the acknowledgement window of ${ackMs} ms, in ms: ${judged(beyondAck)}`,
+    `- the service has answered the cooperative one's request after ${ranged(answered)} ms\n`,
+  ].join('\n');
+}

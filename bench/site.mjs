@@ -1,0 +1,153 @@
+// A place where jobs are made and cancelled: a database with a workspace and a key, a queue, and an api.
+import { createRequire } from 'node:module';
+import { randomUUID } from 'node:crypto';
+
+const require = createRequire(import.meta.url);
+const JOBS = '/rest/v1/scenario-studio/jobs';
+/** Options of an entry as the service adds it; see src/modules/scenario-jobs/job-queue.ts. */
+const ENTRY = { removeOnComplete: true, removeOnFail: true, priority: 1 };
+const CHUNK = 5000;
+
+export async function openSite(stage, name, { nodeFlags, environment, withApi = true } = {}) {
+  const { default: pg } = await import('pg');
+  const { Queue } = await import('bullmq');
+  const { Redis } = await import('ioredis');
+  const { newApiKey, hashApiKey } = require('../dist/auth/api-key.js');
+  const databaseUrl = await stage.createDatabase(name);
+  const pool = new pg.Pool({ connectionString: databaseUrl, max: 2 });
+  pool.on('error', () => undefined);
+  const workspaceId = 'w00000000001';
+  const key = newApiKey();
+  await pool.query(`INSERT INTO workspaces (id, slug) VALUES ($1, 'bench') ON CONFLICT DO NOTHING`, [workspaceId]);
+  await pool.query(`INSERT INTO api_keys (id, workspace_id, name, hash) VALUES ('k00000000001', $1, 'bench', $2)`, [
+    workspaceId,
+    hashApiKey(key),
+  ]);
+  const prefix = `{bench-${name}}`;
+  const redis = new Redis(stage.redisUrl, { maxRetriesPerRequest: null });
+  redis.on('error', () => undefined);
+  const queue = new Queue('scenario-jobs', { connection: redis, prefix, defaultJobOptions: ENTRY });
+  queue.on('error', () => undefined);
+  const site = { name, stage, databaseUrl, pool, workspaceId, key, prefix, redis, queue };
+  site.environment = { DATABASE_URL: databaseUrl, QUEUE_PREFIX: prefix, ...environment };
+  if (withApi) site.api = await stage.startService(`api-${name}`, 'main.api.js', site.environment, nodeFlags);
+  site.close = async () => {
+    await site.api?.stop();
+    await queue.close();
+    redis.disconnect();
+    await pool.end();
+  };
+  return site;
+}
+
+export function newIds(count) {
+  const { newId } = require('../dist/infrastructure/ids.js');
+  return Array.from({ length: count }, newId);
+}
+
+/** Queued jobs: rows, and entries of the queue. */
+export async function makeQueued(site, count) {
+  const ids = newIds(count);
+  await insertRows(site, ids);
+  await addEntries(site.queue, ids);
+  return ids;
+}
+
+/** Jobs that the worker of this id is processing; nobody really is. */
+export async function makeProcessing(site, count, workerId) {
+  const ids = newIds(count);
+  await insertRows(site, ids);
+  await site.pool.query(
+    `UPDATE scenario_jobs SET status = 'processing', started_at = now(), attempt = 1, worker_id = $2, run_id = gen_random_uuid()
+     WHERE id = ANY ($1)`,
+    [ids, workerId],
+  );
+  return ids;
+}
+
+/** Lets Postgres know what is in the table: a plan that was made while it was empty would be kept, and be a bad one. */
+export async function analyse({ pool }) {
+  await pool.query('VACUUM ANALYZE scenario_jobs');
+}
+
+export async function insertRows({ pool, workspaceId }, ids) {
+  await pool.query(
+    `INSERT INTO scenario_jobs (id, workspace_id, user_email, prompt)
+     SELECT id, $2, 'ada@example.com', 'Discovery call with an IT director' FROM unnest($1::text[]) AS id`,
+    [ids, workspaceId],
+  );
+}
+
+/** Adds entries to a BullMQ queue, a few thousand at a time. */
+export async function addEntries(queue, ids, opts = ENTRY) {
+  for (let start = 0; start < ids.length; start += CHUNK) {
+    const chunk = ids.slice(start, start + CHUNK);
+    await queue.addBulk(chunk.map((jobId) => ({ name: 'run', data: {}, opts: { ...opts, jobId } })));
+  }
+}
+
+/** One measurement: cancels the jobs over HTTP. `server` is the api or the floor. Fails unless each got its 200. */
+export function cancelAll(load, site, server, ids, concurrency) {
+  return load.ask('load', {
+    port: server.port,
+    key: site.key,
+    method: 'DELETE',
+    paths: ids.map((id) => `${JOBS}/${id}`),
+    concurrency,
+    expect: { status: 200, body: '"status":"cancelled"' },
+  });
+}
+
+export function createMany(load, site, server, count, concurrency) {
+  return load.ask('load', {
+    port: server.port,
+    key: site.key,
+    method: 'POST',
+    paths: Array(count).fill(JOBS),
+    body: JSON.stringify({ user_email: 'ada@example.com', prompt: 'Discovery call with an IT director' }),
+    concurrency,
+    expect: { status: 201, body: '"status":"queued"' },
+  });
+}
+
+export function getAll(load, site, server, ids, concurrency) {
+  return load.ask('load', {
+    port: server.port,
+    key: site.key,
+    method: 'GET',
+    paths: ids.map((id) => `${JOBS}/${id}`),
+    concurrency,
+    expect: { status: 200, body: '"status":"queued"' },
+  });
+}
+
+/** Throws unless every row is cancelled, and no entry of them is left in the queue. */
+export async function checkCancelled(site, ids) {
+  const { rows } = await site.pool.query(
+    `SELECT count(*)::int AS count FROM scenario_jobs WHERE id = ANY ($1) AND status = 'cancelled'`,
+    [ids],
+  );
+  if (rows[0].count !== ids.length) throw new Error(`${rows[0].count} of ${ids.length} rows are cancelled`);
+  const pipeline = site.redis.pipeline();
+  for (const id of ids) pipeline.exists(site.queue.toKey(id));
+  const left = (await pipeline.exec()).filter(([, exists]) => exists !== 0).length;
+  if (left > 0) throw new Error(`${left} of ${ids.length} cancelled jobs are still in the queue`);
+}
+
+/** Hears the messages to a simulated worker, and counts them. */
+export async function listen(site, workerId = `bench-${randomUUID()}`) {
+  const subscriber = site.redis.duplicate();
+  const listener = { workerId, heard: 0, close: () => subscriber.disconnect() };
+  subscriber.on('error', () => undefined);
+  subscriber.on('message', () => listener.heard++);
+  await subscriber.subscribe(`${site.prefix}:cancel:${workerId}`);
+  return listener;
+}
+
+/** Throws unless as many messages came as jobs were cancelled. */
+export async function checkHeard(listener, count) {
+  // The message is sent before the answer, but on another connection.
+  for (let tries = 0; listener.heard < count && tries < 100; tries++) await new Promise((next) => setTimeout(next, 10));
+  if (listener.heard !== count) throw new Error(`${listener.heard} of ${count} messages reached the worker`);
+  listener.heard = 0;
+}

@@ -1,0 +1,43 @@
+// Medians, spreads and ratios; and rounds in which what is compared takes turns.
+
+export function median(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+/** The median of the rounds, and the least and the greatest of them. */
+export function spread(values) {
+  return { median: median(values), min: Math.min(...values), max: Math.max(...values) };
+}
+
+/** Throughput and latencies of one measurement. */
+export function summarise(milliseconds, elapsed) {
+  const sorted = Float64Array.from(milliseconds).sort();
+  const at = (share) => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))];
+  return { perSecond: (sorted.length / elapsed) * 1000, p50: at(0.5), p99: at(0.99) };
+}
+
+/**
+ * Measures every side in each round, every second round in the opposite order, so that whatever else the machine does
+ * meets all of them alike. `sides` are functions; returns for each its measurements, one for each round.
+ */
+export async function takeTurns(rounds, sides, say) {
+  const measured = Object.fromEntries(Object.keys(sides).map((name) => [name, []]));
+  for (let round = 1; round <= rounds; round++) {
+    say(`round ${round} of ${rounds}`);
+    const names = Object.keys(sides);
+    for (const name of round % 2 ? names : names.reverse()) measured[name].push(await sides[name](round - 1));
+  }
+  return measured;
+}
+
+/** The figure of `ours` over that of `theirs`, round by round. */
+export function ratioOf(ours, theirs, figure) {
+  return spread(ours.map((one, round) => one[figure] / theirs[round][figure]));
+}
+
+/** One figure of one side over the rounds. */
+export function figureOf(measured, figure) {
+  return spread(measured.map((one) => one[figure]));
+}
