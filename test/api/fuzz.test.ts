@@ -1,0 +1,176 @@
+import fc from 'fast-check';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { parseAnswers, RawConnection } from '../support/raw-http';
+import { TestSystem } from '../support/test-system';
+import { checkAnswers, converse, type Conversation } from './fuzz/conversation';
+import { type OpenApi, type Request, requestsOf, toBytes } from './fuzz/requests';
+
+/** Cases of each kind in each of the rounds; FUZZ_RUNS=1000 for a longer look. */
+const RUNS = Number(process.env.FUZZ_RUNS ?? 40);
+/** Connections at the same time in each case. */
+const AT_ONCE = 6;
+const MAX_GROWTH_BYTES = 50_000_000;
+/** The server gives a request 15 s to arrive. */
+const SLOWEST_MS = 40_000;
+const MIB = 1024 * 1024;
+
+/** A connection that its caller cuts. */
+type Cut = { cut: Buffer; afterMs: number };
+
+let system: TestSystem;
+let kinds: Record<string, fc.Arbitrary<Conversation | Cut>>;
+let slow: Promise<{ what: string; received: Buffer; closed: boolean }[]>;
+
+beforeAll(async () => {
+  system = await TestSystem.start({ workers: 0 });
+  const jobs = await Promise.all(Array.from({ length: 5 }, () => system.create('quick')));
+  const document = (await (await fetch(`${system.api.url}/openapi.json`)).json()) as OpenApi;
+  kinds = kindsOf({ key: system.key, jobIds: jobs.map(({ id }) => id), document });
+  slow = Promise.all(SLOW.map(sendSlowly));
+});
+afterAll(() => system.stop());
+
+function kindsOf(world: Parameters<typeof requestsOf>[0]): typeof kinds {
+  const { right, withTarget, withHeaders, withBody, withFraming } = requestsOf(world);
+  const alone = (request: Request): Conversation => ({
+    pieces: [toBytes(closing(request))],
+    requests: [request],
+    // The answer that a body is too large can be lost when the connection is closed while it is being sent.
+    complete: request.body.length <= MIB,
+    owned: 0,
+  });
+  const incomplete = (request: Request) => ({ ...alone(request), complete: false });
+  const any = fc.oneof(right, withTarget, withHeaders, withBody, withFraming);
+  return {
+    'methods, ids and query strings': withTarget.map(alone),
+    headers: withHeaders.map(alone),
+    bodies: withBody.map(alone),
+    'lengths and encodings': withFraming.map(incomplete),
+    'flipped, lost and added bytes': fc
+      .tuple(right, fc.nat(300), fc.nat(3), fc.uint8Array({ maxLength: 3 }))
+      .map(([request, at, lost, added]) => {
+        const bytes = toBytes(closing(request));
+        const pieces = [bytes.subarray(0, at), Buffer.from(added), bytes.subarray(at + lost)];
+        return { ...incomplete(request), pieces: [Buffer.concat(pieces)] };
+      }),
+    'bytes that trickle': fc.tuple(any, fc.array(fc.nat(400), { maxLength: 6 })).map(([request, places]) => ({
+      ...incomplete(request),
+      pieces: inPieces(toBytes(closing(request)), places),
+      pauseMs: 3,
+    })),
+    'requests in a row': fc.array(right, { minLength: 2, maxLength: 8 }).map((requests) => ({
+      pieces: [
+        Buffer.concat(requests.map((one, index) => toBytes(index === requests.length - 1 ? closing(one) : one))),
+      ],
+      requests,
+      complete: true,
+      owned: requests.length,
+    })),
+    'requests in a row, and then a wrong one': fc
+      .tuple(fc.array(right, { minLength: 1, maxLength: 5 }), any, fc.array(right, { maxLength: 2 }))
+      .map(([before, wrong, after]) => ({
+        pieces: [Buffer.concat([...before, wrong, ...after].map(toBytes))],
+        requests: [...before, wrong, ...after],
+        complete: false,
+        owned: before.length,
+      })),
+    'connections that are cut': fc
+      .tuple(any, fc.nat(400), fc.nat(10))
+      .map(([request, at, afterMs]) => ({ cut: toBytes(request).subarray(0, at), afterMs })),
+  };
+}
+
+const KINDS = [
+  ...['methods, ids and query strings', 'headers', 'bodies', 'lengths and encodings', 'flipped, lost and added bytes'],
+  ...['bytes that trickle', 'requests in a row', 'requests in a row, and then a wrong one', 'connections that are cut'],
+];
+
+function closing(request: Request): Request {
+  if (request.headers.some(([name]) => /^connection$/i.test(name))) return request;
+  return { ...request, headers: [...request.headers, ['Connection', 'close']] };
+}
+
+function inPieces(bytes: Buffer, places: number[]): Buffer[] {
+  const ends = [...places.sort((a, b) => a - b), bytes.length];
+  return ends.map((end, index) => bytes.subarray(ends[index - 1] ?? 0, end));
+}
+
+async function hold(one: Conversation | Cut): Promise<void> {
+  if ('cut' in one) return cutShort(one);
+  checkAnswers(one, await converse(system.api.url!, one));
+}
+
+async function cutShort({ cut, afterMs }: Cut): Promise<void> {
+  const connection = new RawConnection(system.api.url!);
+  connection.send(cut);
+  await sleep(afterMs);
+  connection.cut();
+}
+
+/** Some cases of this kind. fast-check prints the seed when one fails; FUZZ_SEED takes it. */
+async function fuzz(kind: string, runs: number): Promise<void> {
+  const several = fc.array(kinds[kind]!, { minLength: 1, maxLength: AT_ONCE });
+  const seed = process.env.FUZZ_SEED === undefined ? {} : { seed: Number(process.env.FUZZ_SEED) };
+  await fc.assert(
+    fc.asyncProperty(several, async (some) => {
+      await Promise.all(some.map(hold));
+    }),
+    { numRuns: runs, ...seed },
+  );
+}
+
+async function residentMemory(): Promise<number> {
+  const metrics = await (await fetch(`${system.api.url}/metrics`)).text();
+  return Number(/^process_resident_memory_bytes (\S+)$/m.exec(metrics)?.[1]);
+}
+
+const HEAD = 'POST /rest/v1/scenario-studio/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n';
+const SLOW = [
+  { what: 'sends nothing', first: '', then: '' },
+  { what: 'does not end its headers', first: HEAD, then: '' },
+  { what: 'sends a header now and then', first: HEAD, then: 'X: y\r\n' },
+  { what: 'does not send its body', first: `${HEAD}Content-Length: 100\r\n\r\n{`, then: '' },
+  { what: 'sends its body byte by byte', first: `${HEAD}Content-Length: 100\r\n\r\n{`, then: ' ' },
+  { what: 'sends small chunks', first: `${HEAD}Transfer-Encoding: chunked\r\n\r\n`, then: '1\r\n \r\n' },
+];
+
+async function sendSlowly({ what, first, then }: (typeof SLOW)[number]) {
+  const connection = new RawConnection(system.api.url!);
+  connection.send(Buffer.from(first));
+  for (const began = Date.now(); !connection.closed && Date.now() - began < SLOWEST_MS; await sleep(1000)) {
+    connection.send(Buffer.from(then));
+  }
+  const { received, closed } = connection;
+  connection.cut();
+  return { what, received, closed };
+}
+
+it.each(KINDS)('%s', (kind) => fuzz(kind, RUNS), 600_000);
+
+it('memory does not grow', async () => {
+  const round = async () => {
+    for (const kind of KINDS) await fuzz(kind, Math.ceil(RUNS / 2));
+    return residentMemory();
+  };
+  const before = await round();
+  const after = await round();
+  expect(after - before).toBeLessThan(MAX_GROWTH_BYTES);
+}, 600_000);
+
+it.each(SLOW)('a caller that $what is refused in time', async ({ what, first }) => {
+  const { received, closed } = (await slow).find((one) => one.what === what)!;
+  expect(closed).toBe(true);
+  const { answers } = parseAnswers(received, ['POST']);
+  if (first === '') return;
+  expect(answers.map(({ status, body }) => [status, JSON.parse(body)])).toEqual([
+    [408, { error: expect.objectContaining({ code: 'request_timeout' }) }],
+  ]);
+});
+
+it('the api still works after all this, and has met nothing that it did not expect', async () => {
+  const job = await system.create('quick');
+  expect(await system.get(job.id)).toMatchObject({ id: job.id, status: 'queued' });
+  expect((await system.cancel(job.id)).status).toBe(200);
+  expect(system.api.exit).toBeUndefined();
+  expect(system.api.logs.filter(({ msg, level }) => msg === 'unexpected error' || level === 'fatal')).toEqual([]);
+});
