@@ -2,8 +2,9 @@ import fc from 'fast-check';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseAnswers, RawConnection } from '../support/raw-http';
 import { TestSystem } from '../support/test-system';
-import { checkAnswers, converse, type Conversation } from './fuzz/conversation';
-import { type OpenApi, type Request, requestsOf, toBytes } from './fuzz/requests';
+import { checkAnswers, converse, type Conversation, type Cut } from './fuzz/conversation';
+import { type Kinds, KINDS, kindsOf } from './fuzz/kinds';
+import { type OpenApi } from './fuzz/requests';
 
 /** Cases of each kind in each of the rounds; FUZZ_RUNS=1000 for a longer look. */
 const RUNS = Number(process.env.FUZZ_RUNS ?? 40);
@@ -12,13 +13,9 @@ const AT_ONCE = 6;
 const MAX_GROWTH_BYTES = 50_000_000;
 /** The server gives a request 15 s to arrive. */
 const SLOWEST_MS = 40_000;
-const MIB = 1024 * 1024;
-
-/** A connection that its caller cuts. */
-type Cut = { cut: Buffer; afterMs: number };
 
 let system: TestSystem;
-let kinds: Record<string, fc.Arbitrary<Conversation | Cut>>;
+let kinds: Kinds;
 let slow: Promise<{ what: string; received: Buffer; closed: boolean }[]>;
 
 beforeAll(async () => {
@@ -29,71 +26,6 @@ beforeAll(async () => {
   slow = Promise.all(SLOW.map(sendSlowly));
 });
 afterAll(() => system.stop());
-
-function kindsOf(world: Parameters<typeof requestsOf>[0]): typeof kinds {
-  const { right, withTarget, withHeaders, withBody, withFraming } = requestsOf(world);
-  const alone = (request: Request): Conversation => ({
-    pieces: [toBytes(closing(request))],
-    requests: [request],
-    // The answer that a body is too large can be lost when the connection is closed while it is being sent.
-    complete: request.body.length <= MIB,
-    owned: 0,
-  });
-  const incomplete = (request: Request) => ({ ...alone(request), complete: false });
-  const any = fc.oneof(right, withTarget, withHeaders, withBody, withFraming);
-  return {
-    'methods, ids and query strings': withTarget.map(alone),
-    headers: withHeaders.map(alone),
-    bodies: withBody.map(alone),
-    'lengths and encodings': withFraming.map(incomplete),
-    'flipped, lost and added bytes': fc
-      .tuple(right, fc.nat(300), fc.nat(3), fc.uint8Array({ maxLength: 3 }))
-      .map(([request, at, lost, added]) => {
-        const bytes = toBytes(closing(request));
-        const pieces = [bytes.subarray(0, at), Buffer.from(added), bytes.subarray(at + lost)];
-        return { ...incomplete(request), pieces: [Buffer.concat(pieces)] };
-      }),
-    'bytes that trickle': fc.tuple(any, fc.array(fc.nat(400), { maxLength: 6 })).map(([request, places]) => ({
-      ...incomplete(request),
-      pieces: inPieces(toBytes(closing(request)), places),
-      pauseMs: 3,
-    })),
-    'requests in a row': fc.array(right, { minLength: 2, maxLength: 8 }).map((requests) => ({
-      pieces: [
-        Buffer.concat(requests.map((one, index) => toBytes(index === requests.length - 1 ? closing(one) : one))),
-      ],
-      requests,
-      complete: true,
-      owned: requests.length,
-    })),
-    'requests in a row, and then a wrong one': fc
-      .tuple(fc.array(right, { minLength: 1, maxLength: 5 }), any, fc.array(right, { maxLength: 2 }))
-      .map(([before, wrong, after]) => ({
-        pieces: [Buffer.concat([...before, wrong, ...after].map(toBytes))],
-        requests: [...before, wrong, ...after],
-        complete: false,
-        owned: before.length,
-      })),
-    'connections that are cut': fc
-      .tuple(any, fc.nat(400), fc.nat(10))
-      .map(([request, at, afterMs]) => ({ cut: toBytes(request).subarray(0, at), afterMs })),
-  };
-}
-
-const KINDS = [
-  ...['methods, ids and query strings', 'headers', 'bodies', 'lengths and encodings', 'flipped, lost and added bytes'],
-  ...['bytes that trickle', 'requests in a row', 'requests in a row, and then a wrong one', 'connections that are cut'],
-];
-
-function closing(request: Request): Request {
-  if (request.headers.some(([name]) => /^connection$/i.test(name))) return request;
-  return { ...request, headers: [...request.headers, ['Connection', 'close']] };
-}
-
-function inPieces(bytes: Buffer, places: number[]): Buffer[] {
-  const ends = [...places.sort((a, b) => a - b), bytes.length];
-  return ends.map((end, index) => bytes.subarray(ends[index - 1] ?? 0, end));
-}
 
 async function hold(one: Conversation | Cut): Promise<void> {
   if ('cut' in one) return cutShort(one);
@@ -108,8 +40,8 @@ async function cutShort({ cut, afterMs }: Cut): Promise<void> {
 }
 
 /** Some cases of this kind. fast-check prints the seed when one fails; FUZZ_SEED takes it. */
-async function fuzz(kind: string, runs: number): Promise<void> {
-  const several = fc.array(kinds[kind]!, { minLength: 1, maxLength: AT_ONCE });
+async function fuzz(kind: (typeof KINDS)[number], runs: number): Promise<void> {
+  const several = fc.array<Conversation | Cut>(kinds[kind], { minLength: 1, maxLength: AT_ONCE });
   const seed = process.env.FUZZ_SEED === undefined ? {} : { seed: Number(process.env.FUZZ_SEED) };
   await fc.assert(
     fc.asyncProperty(several, async (some) => {
