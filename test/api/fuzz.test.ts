@@ -94,7 +94,7 @@ it.each(SLOW)('a caller that $what is refused in time', async ({ what, first }) 
   expect(closed).toBe(true);
   const { answers } = parseAnswers(received, ['POST']);
   if (first === '') return;
-  expect(answers.map(({ status, body }) => [status, JSON.parse(body)])).toEqual([
+  expect(answers.map(({ status, body }) => [status, JSON.parse(body) as unknown])).toEqual([
     [408, { error: expect.objectContaining({ code: 'request_timeout' }) }],
   ]);
 });
