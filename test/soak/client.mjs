@@ -5,7 +5,7 @@ export const SLOWEST_MS = 20_000;
 const PATIENCE_MS = 90_000;
 
 /**
- * A caller of the apis, as one should be: what was answered 503, or was broken off, is sent again, to either api.
+ * A caller of the apis, as one should be: what was answered 503, or was broken off, is sent again, to the other api.
  * Remembers every request and what it was told.
  */
 export class Client {
@@ -17,17 +17,18 @@ export class Client {
 
   /** Sends until there is an answer that is one; nothing when there was none in time. */
   async insist(method, path, options) {
+    let api = this.random.pick(this.world.apis);
     for (const deadline = Date.now() + PATIENCE_MS; Date.now() < deadline;) {
-      const request = await this.send(method, path, options);
+      const request = await this.send(method, path, options, api);
       if (request.status !== undefined && request.status !== 503) return request;
       await sleep(request.status === 503 ? 500 : 100);
+      if (request.broken) api = this.world.apis.find((other) => other !== api);
     }
     return undefined;
   }
 
   /** One request. `status` is undefined when it was broken off. */
-  async send(method, path, { body, key, jobId } = {}) {
-    const api = this.random.pick(this.world.apis);
+  async send(method, path, { body, key, jobId } = {}, api = this.random.pick(this.world.apis)) {
     const request = { method, jobId, key, api: api.index, sentAt: Date.now() };
     this.requests.push(request);
     try {

@@ -11,9 +11,10 @@ const frozen = async (signal, milliseconds) => {
 
 /** What is done to the world, by name. Each returns when it is over and what it hit runs again. */
 const FAULTS = {
-  'worker killed': async (world, random) => {
+  'worker killed': async (world, random, fault) => {
     const worker = random.pick(world.workers);
     await world.kill(worker);
+    fault.to = Date.now();
     await world.launchWorker(worker);
   },
   'worker frozen': async (world, random) => {
@@ -21,9 +22,10 @@ const FAULTS = {
     await frozen((signal) => child.kill(signal), FROZEN_MS);
     return name;
   },
-  'api killed': async (world, random) => {
+  'api killed': async (world, random, fault) => {
     const api = random.pick(world.apis);
     await world.kill(api);
+    fault.to = Date.now();
     await world.launchApi(api);
   },
   'Redis frozen': (world) => frozen((signal) => process.kill(world.redisPid(), signal), 2000),
@@ -70,13 +72,15 @@ export class Faults {
   async #injectAll() {
     for (;;) {
       for (const name of this.random.shuffled(Object.keys(FAULTS))) {
-        await this.#pause(this.random.between(1500, 4000));
+        await this.#pause(this.random.between(2000, 5000));
         if (this.#stopped) return;
         const fault = { name, from: Date.now(), to: Infinity };
         this.injected.push(fault);
-        fault.thawed = await FAULTS[name](this.world, this.random);
-        fault.to = Date.now();
-        this.say(`${name}, ${((fault.to - fault.from) / 1000).toFixed(1)} s`);
+        fault.thawed = await FAULTS[name](this.world, this.random, fault);
+        const over = Date.now();
+        // Of what was killed the fault is the death; the others have worked while it started again.
+        if (fault.to === Infinity) fault.to = over;
+        this.say(`${name}, all is back after ${((over - fault.from) / 1000).toFixed(1)} s`);
       }
     }
   }

@@ -1,7 +1,7 @@
 import { LOOK_EVERY_MS } from './watch.mjs';
 
 /** A run that is hit is so until this much after the fault: a frozen worker has to find out what it missed. */
-const SETTLE_MS = 3000;
+const SETTLE_MS = 2000;
 
 /** What happened, as lines to print. */
 export function figures({ jobs, client, watch, faults, rows, logs, begun, seconds }) {

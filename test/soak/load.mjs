@@ -1,7 +1,8 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-const SEEN_WITHIN_MS = 20_000;
+/** Behind the others in the queue a job can wait for so long; then it is cancelled there. */
+const SEEN_WITHIN_MS = 120_000;
 
 /** What the jobs are, and how often. The last are those that are cancelled while they run. */
 const MIXTURE = [
@@ -34,8 +35,8 @@ function planCancel(random, plan) {
     twice: random.chance(0.2),
   };
   const moment = random.between(1, 10);
-  if (moment <= 3) return { cancel: { ...cancel, moment: 'queued', afterMs: random.between(0, 30) } };
-  if (moment <= 5) return { cancel: { ...cancel, moment: 'any', afterMs: random.between(0, 3000) } };
+  if (moment <= 2) return { cancel: { ...cancel, moment: 'queued', afterMs: random.between(0, 30) } };
+  if (moment <= 4) return { cancel: { ...cancel, moment: 'any', afterMs: random.between(0, 3000) } };
   if (moment <= 8) {
     const prompt = `${random.pick(['wait', 'wait', 'spin', 'deaf'])} 10000`;
     return { prompt, cancel: { ...cancel, moment: 'running', afterMs: random.between(0, 600) } };

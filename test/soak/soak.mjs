@@ -27,7 +27,7 @@ against what its callers were told.
 
 Exit codes: 0 nothing contradicts what callers were told, 1 something does, 2 wrong usage.
 `;
-const PACE_PER_SECOND = 16;
+const PACE_PER_SECOND = 12;
 const SETTLED_WITHIN_MS = 300_000;
 /** Long enough for whatever still believes that it may change something. */
 const AFTERWARDS_MS = 3000;

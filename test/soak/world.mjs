@@ -11,6 +11,8 @@ import { freePort, startPostgres, startRedis } from '../../scripts/servers.mjs';
 
 export const APIS = 2;
 export const WORKERS = 3;
+/** The built service, or a copy of it that has been spoiled. */
+const DIST = process.env.SERVICE_DIST ?? join(root, 'dist');
 const READY_WITHIN_MS = 60_000;
 
 /** Short times, so that faults outlast them and are repaired within the run. */
@@ -171,17 +173,12 @@ export class World {
 
   #launch(name, program, environment) {
     this.#logs.add(name);
-    const child = this.processes.start(
-      name,
-      process.execPath,
-      ['--enable-source-maps', join(root, process.env.SOAK_DIST ?? 'dist', program)],
-      {
-        env: { ...this.environment, ...environment },
-        onExit: (why) => {
-          if (!child.isKilled) this.unexpected.push(why);
-        },
+    const child = this.processes.start(name, process.execPath, ['--enable-source-maps', join(DIST, program)], {
+      env: { ...this.environment, ...environment },
+      onExit: (why) => {
+        if (!child.isKilled) this.unexpected.push(why);
       },
-    );
+    });
     return child;
   }
 
