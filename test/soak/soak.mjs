@@ -116,9 +116,19 @@ async function untilSettled(world, say) {
        FROM scenario_jobs`,
     );
     if (left.unfinished + left.stopping === 0) return;
-    say(`${left.unfinished} unfinished, ${left.stopping} stopping`);
+    say(`${left.unfinished} unfinished, ${left.stopping} stopping${await someOf(world)}`);
     await sleep(3000);
   }
+}
+
+/** A few of those that are not over, for whoever wonders what they wait for. */
+async function someOf(world) {
+  const rows = await world.query(
+    `SELECT j.id, j.status, j.attempt, j.prompt FROM scenario_jobs j
+     WHERE status IN ('queued', 'processing') OR (status = 'cancelled' AND run_id IS NOT NULL AND stopped_at IS NULL)
+     ORDER BY j.attempt DESC LIMIT 2`,
+  );
+  return rows.map(({ id, status, attempt, prompt }) => `; ${id}: ${prompt}, ${status}, attempt ${attempt}`).join('');
 }
 
 main().catch((error) => {
