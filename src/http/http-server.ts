@@ -29,6 +29,8 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     loggerInstance: logger,
     bodyLimit: BODY_LIMIT,
     requestTimeout: REQUEST_TIMEOUT_MS,
+    // Node looks for requests that take too long every half minute unless told otherwise.
+    http: { connectionsCheckingInterval: 1000 },
     handlerTimeout: HANDLER_TIMEOUT_MS,
     keepAliveTimeout: 72_000,
     genReqId: requestId,
@@ -41,6 +43,9 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
       sendError(reply, toApiError(error)),
   });
   const fastify = adapter.getInstance();
+
+  // Node would answer an expectation that it does not know by itself, and not in the envelope. It may be ignored.
+  fastify.server.on('checkExpectation', (request, response) => fastify.server.emit('request', request, response));
 
   const routes: { method: string; path: RegExp }[] = [];
   fastify.addHook('onRoute', ({ method, url }) => {
@@ -72,6 +77,8 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
 
   fastify.addHook('onRequest', (request, reply, done) => {
     void reply.header('x-request-id', request.id);
+    // Node reads no further on a connection that asks for another protocol: the next request would wait for ever.
+    if (request.headers.upgrade !== undefined) void reply.header('connection', 'close');
     done();
   });
   fastify.addHook('onResponse', (request, reply, done) => {

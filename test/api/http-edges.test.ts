@@ -56,6 +56,24 @@ describe('every error is in the envelope', () => {
   });
 });
 
+describe('what Node would not answer in the envelope, or not at all', () => {
+  it('an expectation that nobody knows is ignored', async () => {
+    const bytes = 'GET /nothing HTTP/1.1\r\nHost: x\r\nExpect: nonsense\r\nConnection: close\r\n\r\n';
+    expect(parseAnswer(await rawHttp(system.api.url!, bytes))).toMatchObject({
+      status: 404,
+      body: { error: { code: 'route_not_found' } },
+    });
+  });
+
+  it('a connection that asks for another protocol is closed after the answer', async () => {
+    const upgrade = 'GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n';
+    const next = 'GET /livez HTTP/1.1\r\nHost: x\r\n\r\n';
+    const answer = parseAnswer(await rawHttp(system.api.url!, upgrade + next));
+    expect(answer).toMatchObject({ status: 404, body: { error: { code: 'route_not_found' } } });
+    expect(answer.headers).toContain('connection: close');
+  });
+});
+
 describe('request ids', () => {
   const idOf = async (given?: string) =>
     (
