@@ -48,7 +48,7 @@ export async function measure({ stage, quick, say }) {
       (where) => say(`stop: cooperative, ${where}`),
     );
     const cpuBound = await takeTurns(
-      quick ? 3 : 7,
+      quick ? 2 : 7,
       {
         service: () => cancelInService(site, watch, '[spin]', 'terminated'),
         bare: () => stopBareChild(watch, '[spin]', (child) => child.kill('SIGKILL')),
