@@ -57,16 +57,11 @@ describe('without a valid key: 401', () => {
   });
 
   it('what is stored of a key, in any form of it', async () => {
-    const { rows } = await system.pool.query<{ hash: Buffer }>('SELECT hash FROM api_keys WHERE id = $1', [
+    const { rows } = await system.pool.query<{ hash: string }>('SELECT hash FROM api_keys WHERE id = $1', [
       system.keyId,
     ]);
     const { hash } = rows[0]!;
-    const hex = Buffer.from(hash).toString('hex');
-    for (const stolen of [
-      hex,
-      hex.slice(0, 40),
-      Buffer.from(hash).toString('base64').replaceAll(/\W/g, '').slice(0, 40),
-    ]) {
+    for (const stolen of [hash, hash.slice(0, 40), Buffer.from(hash, 'hex').toString('base64').slice(0, 40)]) {
       for (const key of [stolen, `exec_live_${stolen}`]) {
         const answer = await system.request('GET', '/j1o2b3i4d5x6', { headers: { authorization: `Bearer ${key}` } });
         expect(answer.status).toBe(401);
