@@ -36,8 +36,6 @@ function unknownRoute(request: FastifyRequest): ApiError {
 
 export function sendError(reply: FastifyReply, error: ApiError): void {
   if (reply.sent) return;
-  // Refused before its body had come: nobody reads that any more, and no next request can be told from it.
-  if (!reply.request.raw.complete) void reply.header('connection', 'close');
   void reply.status(error.status).headers(error.headers).send(error.envelope);
 }
 

@@ -1,23 +1,25 @@
 import { randomUUID } from 'node:crypto';
-import { type IncomingMessage, STATUS_CODES } from 'node:http';
-import { type Socket } from 'node:net';
+import { type IncomingMessage } from 'node:http';
 import { FastifyAdapter } from '@nestjs/platform-fastify';
 import { type FastifyReply, type FastifyRequest, LogController } from 'fastify';
 import { type Logger } from '../infrastructure/logger';
 import { type Metrics } from '../infrastructure/metrics';
-import { JobNotFound } from '../modules/scenario-jobs/job.errors';
 import { ApiError } from './api-error';
+import { refuseConnection, rememberRequests } from './client-errors';
 import { sendError, toApiError } from './error.filter';
 
 /** Twelve bytes for each of the 60 000 characters of the largest prompt and context, and some air. */
 const BODY_LIMIT = 1024 * 1024;
 /** A request has to be complete after so long; nobody keeps a connection by sending slowly. */
 const REQUEST_TIMEOUT_MS = 15_000;
+/** How often that is looked at; Node does it every 30 s by itself, and a body could take as much longer. */
+const TIMEOUT_CHECK_MS = 1000;
 /** Nothing that a request needs may take longer than this, its own arrival included. */
 const HANDLER_TIMEOUT_MS = 25_000;
 const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
 /** Asked every few seconds by machines: their lines would bury the others. */
 const PROBES = new Set(['/livez', '/readyz', '/metrics']);
+const NO_HOST = 'The Host header is missing';
 const METHODS_WITH_BODY = new Set(['POST', 'PUT', 'PATCH']);
 
 /**
@@ -29,8 +31,13 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     loggerInstance: logger,
     bodyLimit: BODY_LIMIT,
     requestTimeout: REQUEST_TIMEOUT_MS,
-    // Node looks for requests that take too long every half minute unless told otherwise.
-    http: { connectionsCheckingInterval: 1000 },
+    http: {
+      // Node takes the larger of the two for the whole request, and its own 60 s would be that.
+      headersTimeout: REQUEST_TIMEOUT_MS,
+      connectionsCheckingInterval: TIMEOUT_CHECK_MS,
+      // Node would answer a request without a Host by itself, in words that are not ours: see below.
+      requireHostHeader: false,
+    },
     handlerTimeout: HANDLER_TIMEOUT_MS,
     keepAliveTimeout: 72_000,
     genReqId: requestId,
@@ -39,13 +46,14 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     routerOptions: { maxParamLength: 65_536 },
     rewriteUrl: (request: IncomingMessage) => decodable(request.url ?? '/'),
     clientErrorHandler: refuseConnection,
-    frameworkErrors: (error: unknown, _request: FastifyRequest, reply: FastifyReply) =>
-      sendError(reply, toApiError(error)),
+    frameworkErrors: (error: unknown, request: FastifyRequest, reply: FastifyReply) =>
+      sendError(reply.header('x-request-id', request.id), toApiError(error)),
   });
   const fastify = adapter.getInstance();
-
-  // Node would answer an expectation that it does not know by itself, and not in the envelope. It may be ignored.
-  fastify.server.on('checkExpectation', (request, response) => fastify.server.emit('request', request, response));
+  const { server } = fastify;
+  rememberRequests(server);
+  // An expectation that Node does not know is ignored; it would be refused in words that are not ours.
+  server.on('checkExpectation', (request, response) => server.emit('request', request, response));
 
   const routes: { method: string; path: RegExp }[] = [];
   fastify.addHook('onRoute', ({ method, url }) => {
@@ -71,14 +79,16 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     if (METHODS_WITH_BODY.has(request.method)) {
       return done(new ApiError('unsupported_media_type', 'Content-Type must be application/json'));
     }
-    payload.resume();
-    done(null, undefined);
+    // Not before all of it is there: what turns out to be malformed must have no effect.
+    payload.once('end', () => done(null, undefined)).resume();
   });
 
   fastify.addHook('onRequest', (request, reply, done) => {
     void reply.header('x-request-id', request.id);
     // Node reads no further on a connection that asks for another protocol: the next request would wait for ever.
     if (request.headers.upgrade !== undefined) void reply.header('connection', 'close');
+    const { httpVersion, headers } = request.raw;
+    if (httpVersion === '1.1' && headers.host === undefined) return done(new ApiError('malformed_request', NO_HOST));
     done();
   });
   fastify.addHook('onResponse', (request, reply, done) => {
@@ -121,39 +131,6 @@ function logRequest(request: FastifyRequest, reply: FastifyReply, route: string)
     },
     'request',
   );
-}
-
-/** What Node says of a connection; the packet, which Fastify's type has wrong, is a buffer. */
-type ClientError = Error & { code?: string; rawPacket?: unknown };
-
-/** Node gave up on a connection before it was a request: answers it in the envelope and closes it. */
-function refuseConnection(error: ClientError, socket: Socket): void {
-  if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
-  const refusal = describeClientError(error);
-  const body = JSON.stringify(refusal.envelope);
-  socket.end(
-    `HTTP/1.1 ${refusal.status} ${STATUS_CODES[refusal.status]}\r\n` +
-      'Content-Type: application/json; charset=utf-8\r\nConnection: close\r\n' +
-      `Content-Length: ${Buffer.byteLength(body)}\r\nX-Request-Id: ${randomUUID()}\r\n\r\n${body}`,
-  );
-}
-
-const MALFORMED = new ApiError('malformed_request', 'Request is not well-formed HTTP');
-
-function describeClientError({ code, rawPacket }: ClientError): ApiError {
-  switch (code) {
-    case 'HPE_HEADER_OVERFLOW':
-      return new ApiError('headers_too_large', 'Request headers are larger than 16 KiB');
-    case 'ERR_HTTP_REQUEST_TIMEOUT':
-      return new ApiError('request_timeout', 'Request was not received in time');
-    case 'HPE_INVALID_URL': {
-      // Bytes that no URL has, in the place of a job's id: like any other id that is not one.
-      const jobId = /^[A-Z]+ \S*\/jobs\/([^\s?]+)/.exec(Buffer.isBuffer(rawPacket) ? rawPacket.toString() : '')?.[1];
-      return jobId === undefined ? MALFORMED : toApiError(new JobNotFound(jobId));
-    }
-    default:
-      return MALFORMED;
-  }
 }
 
 declare module 'fastify' {

@@ -54,6 +54,12 @@ describe('POST of a job', () => {
     ['a prompt that is a number', { ...good, prompt: 1 }, 'invalid_field', 'prompt must be a string'],
     ['a prompt that is a list', { ...good, prompt: ['a'] }, 'invalid_field', 'prompt must be a string'],
     ['a bad email', { ...good, user_email: 'ada' }, 'invalid_field', 'user_email must be an email address'],
+    [
+      'an email of half a character',
+      { ...good, user_email: '\udc00' },
+      'invalid_field',
+      'user_email must be valid Unicode text without NUL characters',
+    ],
     ['an email that is an object', { ...good, user_email: {} }, 'invalid_field', 'user_email must be a string'],
     [
       'a long prompt',
@@ -121,6 +127,12 @@ describe('POST of a job', () => {
       expect({ status, code: body.error.code }).toEqual({ status: 415, code: 'unsupported_media_type' });
     },
   );
+
+  it('refuses values within values, however deep', async () => {
+    const prompt = '['.repeat(100_000) + ']'.repeat(100_000);
+    const { status, body } = await post(`{"user_email":"ada@example.com","prompt":${prompt}}`);
+    expect({ status, error: body.error }).toMatchObject({ status: 400, error: { message: 'prompt must be a string' } });
+  });
 
   it('refuses a body of more than a mebibyte', async () => {
     const { status, body } = await post({ ...good, context: 'x'.repeat(1024 * 1024) });

@@ -1,5 +1,5 @@
 import { eventually } from '../support/eventually';
-import { parseAnswer, rawHttp } from '../support/raw-http';
+import { parseAnswer, parseAnswers, rawHttp } from '../support/raw-http';
 import { type ErrorBody, TestSystem } from '../support/test-system';
 
 let system: TestSystem;
@@ -48,29 +48,58 @@ describe('every error is in the envelope', () => {
       400,
       'malformed_request',
     ],
+    ['no Host', 'GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n', 400, 'malformed_request'],
+    [
+      'an expectation of its own',
+      'GET /none HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\nConnection: close\r\n\r\n',
+      404,
+      'route_not_found',
+    ],
+    [
+      'a fragment in a whole URL',
+      'GET http://x/livez#y HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n',
+      400,
+      'malformed_request',
+    ],
     ['a NUL in a header', 'GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n', 400, 'malformed_request'],
   ])('%s', async (_what, bytes, status, code) => {
     const answer = parseAnswer(await rawHttp(system.api.url!, bytes));
-    expect(answer).toMatchObject({ status, body: { error: { type: 'invalid_request', code } } });
+    expect(answer).toMatchObject({ status, body: { error: { code } } });
     expect(answer.headers).toContain('x-request-id');
   });
 });
 
-describe('what Node would not answer in the envelope, or not at all', () => {
-  it('an expectation that nobody knows is ignored', async () => {
-    const bytes = 'GET /nothing HTTP/1.1\r\nHost: x\r\nExpect: nonsense\r\nConnection: close\r\n\r\n';
-    expect(parseAnswer(await rawHttp(system.api.url!, bytes))).toMatchObject({
-      status: 404,
-      body: { error: { code: 'route_not_found' } },
-    });
-  });
-
-  it('a connection that asks for another protocol is closed after the answer', async () => {
+describe('a connection that asks for another protocol', () => {
+  it('is closed after the answer: no next request can be read on it', async () => {
     const upgrade = 'GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n';
     const next = 'GET /livez HTTP/1.1\r\nHost: x\r\n\r\n';
     const answer = parseAnswer(await rawHttp(system.api.url!, upgrade + next));
     expect(answer).toMatchObject({ status: 404, body: { error: { code: 'route_not_found' } } });
     expect(answer.headers).toContain('connection: close');
+  });
+});
+
+describe('a request that turns out to be malformed', () => {
+  const cancelOf = (jobId: string, more: string) =>
+    `DELETE /rest/v1/scenario-studio/jobs/${jobId} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${system.key}\r\n${more}`;
+
+  it('does not take the answer of the one before it on the same connection', async () => {
+    const { job } = await system.createRunning('cooperative');
+    const sent = `${cancelOf(job.id, 'X-Request-Id: first\r\n\r\n')}garbage\r\n\r\n`;
+    const { answers } = parseAnswers(Buffer.from(await rawHttp(system.api.url!, sent)), ['DELETE', '']);
+    expect(answers.map(({ status }) => status)).toEqual([200, 400]);
+    expect(answers[0]!.headers['x-request-id']).toEqual(['first']);
+    await system.untilStopped(job.id);
+  });
+
+  it('has no effect', async () => {
+    const { job } = await system.createRunning('cooperative');
+    const more = 'Content-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n';
+    const answer = await rawHttp(system.api.url!, `${cancelOf(job.id, more)}this is no chunk\r\n`);
+    expect(parseAnswer(answer)).toMatchObject({ status: 400, body: { error: { code: 'malformed_request' } } });
+    expect((await system.get(job.id)).status).toBe('processing');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await system.untilStopped(job.id);
   });
 });
 

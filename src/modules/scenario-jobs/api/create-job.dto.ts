@@ -1,7 +1,7 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import {
   IsDefined,
-  IsEmail,
+  isEmail,
   IsNotEmpty,
   IsOptional,
   IsString,
@@ -13,6 +13,18 @@ import {
 export const MAX_PROMPT = 10_000;
 export const MAX_CONTEXT = 50_000;
 const MAX_NAME = 255;
+
+/** An email address. class-validator's own decorator throws at half of a surrogate pair. */
+function IsEmailAddress(options: ValidationOptions) {
+  return (target: object, propertyName: string) =>
+    registerDecorator({
+      name: 'isEmail',
+      target: target.constructor,
+      propertyName,
+      options,
+      validator: { validate: (value) => typeof value === 'string' && value.isWellFormed() && isEmail(value) },
+    });
+}
 
 /** Text that Postgres and UTF-8 can hold: no NUL, no half of a surrogate pair. */
 function IsStorableText(options?: ValidationOptions) {
@@ -39,7 +51,7 @@ export class CreateJobDto {
   @IsDefined(required)
   @IsString(text)
   @IsStorableText()
-  @IsEmail({}, { message: '$property must be an email address' })
+  @IsEmailAddress({ message: '$property must be an email address' })
   user_email!: string;
 
   @ApiProperty({ maxLength: MAX_PROMPT, description: 'What the scenario is about' })

@@ -1,5 +1,4 @@
 import { type PipeTransform } from '@nestjs/common';
-import { plainToInstance } from 'class-transformer';
 import { getMetadataStorage, validateSync, type ValidationError } from 'class-validator';
 import { ApiError, type ApiErrorCode } from '../../../http/api-error';
 import { CreateJobDto } from './create-job.dto';
@@ -25,7 +24,8 @@ export class ValidateCreateJob implements PipeTransform<unknown, CreateJobDto> {
       if (UNSUPPORTED.has(name)) throw new ApiError('unsupported_field', `${name} is not supported yet`);
       if (!KNOWN.has(name)) throw new ApiError('unknown_field', `${name} is not a known field`);
     }
-    const job = plainToInstance(CreateJobDto, body);
+    // Not by class-transformer, which follows nested values until the stack overflows.
+    const job = Object.assign(new CreateJobDto(), body);
     const [fault] = validateSync(job);
     if (fault) throw describe(fault);
     return job;

@@ -1,0 +1,77 @@
+import { randomUUID } from 'node:crypto';
+import { type Server, type ServerResponse, STATUS_CODES } from 'node:http';
+import { type Socket } from 'node:net';
+import { JobNotFound } from '../modules/scenario-jobs/job.errors';
+import { ApiError } from './api-error';
+import { toApiError } from './error.filter';
+
+/** What Node says of a connection; the packet, which Fastify's type has wrong, is a buffer. */
+type ClientError = Error & { code?: string; rawPacket?: unknown };
+
+type Connection = { unanswered: Set<ServerResponse>; newest?: ServerResponse; refused: boolean };
+
+const connections = new WeakMap<Socket, Connection>();
+
+function connectionOf(socket: Socket): Connection {
+  const known = connections.get(socket) ?? { unanswered: new Set(), refused: false };
+  connections.set(socket, known);
+  return known;
+}
+
+/** Remembers which requests of each connection are still to be answered. */
+export function rememberRequests(server: Server): void {
+  server.on('request', ({ socket }, response) => {
+    const connection = connectionOf(socket);
+    connection.newest = response;
+    connection.unanswered.add(response);
+    response.once('close', () => connection.unanswered.delete(response));
+  });
+}
+
+/**
+ * Node gave up on a connection, on what is no request: answers that in the envelope and closes it. Requests that
+ * came before on the same connection are answered first, or their caller would take this for their answer.
+ */
+export function refuseConnection(error: ClientError, socket: Socket): void {
+  const connection = connectionOf(socket);
+  if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
+  if (connection.refused) return;
+  connection.refused = true;
+  const refuse = () => {
+    if (!socket.writable) return void socket.destroy();
+    const { newest } = connection;
+    // It was answered although it had not arrived, and needs no second answer.
+    if (newest && !newest.req.complete && newest.writableEnded) return void socket.end();
+    socket.end(refusalOf(error));
+  };
+  const earlier = [...connection.unanswered].filter(({ req }) => req.complete);
+  void Promise.all(earlier.map((response) => new Promise((closed) => response.once('close', closed)))).then(refuse);
+}
+
+function refusalOf(error: ClientError): string {
+  const refusal = describeClientError(error);
+  const body = JSON.stringify(refusal.envelope);
+  return (
+    `HTTP/1.1 ${refusal.status} ${STATUS_CODES[refusal.status]}\r\n` +
+    'Content-Type: application/json; charset=utf-8\r\nConnection: close\r\n' +
+    `Content-Length: ${Buffer.byteLength(body)}\r\nX-Request-Id: ${randomUUID()}\r\n\r\n${body}`
+  );
+}
+
+const MALFORMED = new ApiError('malformed_request', 'Request is not well-formed HTTP');
+
+function describeClientError({ code, rawPacket }: ClientError): ApiError {
+  switch (code) {
+    case 'HPE_HEADER_OVERFLOW':
+      return new ApiError('headers_too_large', 'Request headers are larger than 16 KiB');
+    case 'ERR_HTTP_REQUEST_TIMEOUT':
+      return new ApiError('request_timeout', 'Request was not received in time');
+    case 'HPE_INVALID_URL': {
+      // Bytes that no URL has, in the place of a job's id: like any other id that is not one.
+      const jobId = /^[A-Z]+ \S*\/jobs\/([^\s?]+)/.exec(Buffer.isBuffer(rawPacket) ? rawPacket.toString() : '')?.[1];
+      return jobId === undefined ? MALFORMED : toApiError(new JobNotFound(jobId));
+    }
+    default:
+      return MALFORMED;
+  }
+}
