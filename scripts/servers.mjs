@@ -142,14 +142,14 @@ export async function startPostgres(processes, place, { flags = [], port, onExit
 export async function startRedis(
   processes,
   place,
-  { config = '', name = 'redis', port, say = () => undefined, onExit } = {},
+  { config = '', name = 'redis', port, password, say = () => undefined, onExit } = {},
 ) {
   const { Redis } = await import('ioredis');
   const program = findRedis() ?? (await installRedis(processes, say));
   const data = join(place, name);
   mkdirSync(data, { recursive: true, mode: 0o700 });
   port ??= await freePort();
-  const password = randomBytes(24).toString('hex');
+  password ??= randomBytes(24).toString('hex');
   const file = join(data, 'redis.conf');
   writeFileSync(
     file,
