@@ -75,7 +75,8 @@ export class CancelListener {
   /** One question at a time. Whatever comes in while one is under way is answered by one more after it. */
   private async ask(source: Source): Promise<void> {
     if (this.asking) {
-      this.askAgain = source;
+      // However many doorbells ring, the poll with its sign of life has its turn.
+      if (this.askAgain === undefined || this.askAgain === 'doorbell') this.askAgain = source;
       return this.asking;
     }
     this.asking = this.askPostgres(source);
