@@ -7,7 +7,7 @@ import { type Kinds, KINDS, kindsOf } from './fuzz/kinds';
 import { type OpenApi } from './fuzz/requests';
 
 /** Cases of each kind in each of the rounds; FUZZ_RUNS=1000 for a longer look. */
-const RUNS = Number(process.env.FUZZ_RUNS ?? 60);
+const RUNS = Number(process.env.FUZZ_RUNS ?? 40);
 /** Connections at the same time in each case. */
 const AT_ONCE = 6;
 const MAX_GROWTH_BYTES = 50_000_000;

@@ -3,6 +3,8 @@ import { leftOver } from './watch.mjs';
 
 /** A worker that was frozen between a claim and its fork forks when it thaws; for so long after that. */
 const THAWING_MS = 5000;
+/** A process may live for so long after the 200, whatever is done to its worker and however busy the machine is. */
+const DEAD_WITHIN_MS = 30_000;
 /** Types of errors that a caller may be told. */
 const TYPES = new Set([
   ...['invalid_request', 'authentication_error', 'authorization_error', 'not_found', 'service_unavailable'],
@@ -23,7 +25,9 @@ export function audit({ world, jobs, client, watch, faults, earlier, rows, logs 
   const rowOf = new Map(rows.map((row) => [row.id, row]));
   const before = new Map(earlier.map((row) => [row.id, JSON.stringify(row)]));
   const begun = begunRuns(logs, watch);
-  const context = { faults, faulty, begun, cancelsOf: groupBy(client.requests.filter(isCancel), ({ jobId }) => jobId) };
+  const cancelsOf = groupBy(client.requests.filter(isCancel), ({ jobId }) => jobId);
+  const watched = groupBy([...watch.runs.values()], ({ jobId }) => jobId);
+  const context = { faults, faulty, begun, watched, cancelsOf };
   for (const row of rows) {
     checkRow(row, context);
     if (before.get(row.id) !== JSON.stringify(row)) faulty.push(`${row.id} changed after it had ended`);
@@ -74,12 +78,13 @@ function checkRow({ id, status, run_id: runId, stopped_at: stopped, scenarios },
   if (status === 'cancelled' && runId && !stopped) faulty.push(`${id} was cancelled, and its run never confirmed gone`);
 }
 
-function checkCancels(row, { cancelsOf, faulty, begun, faults }) {
+function checkCancels(row, { cancelsOf, faulty, begun, watched, faults }) {
   const cancels = cancelsOf.get(row.id) ?? [];
   const won = cancels.filter(({ status }) => status === 200);
   const open = cancels.some(({ status }) => status === undefined || status === 503);
-  for (const { status, body, sentAt } of cancels) {
-    if (status === 400 && body.error.code === 'job_not_cancellable') checkRefused(row, sentAt, { cancels, faulty });
+  for (const cancel of cancels) {
+    const { status, body } = cancel;
+    if (status === 400 && body.error.code === 'job_not_cancellable') checkRefused(row, cancel, faulty);
     else if (status !== undefined && ![200, 503].includes(status))
       faulty.push(`cancel of ${row.id} was answered ${status}`);
   }
@@ -93,6 +98,10 @@ function checkCancels(row, { cancelsOf, faulty, begun, faults }) {
   if ((won[0].key ?? null) !== row.key) faulty.push(`${row.id} was not cancelled by the request that was told so`);
   for (const { body } of won) checkTold(row, body, faulty);
   checkBegun(row, won[0], begun.get(row.id) ?? [], { faulty, faults });
+  for (const { diedAt = Infinity } of watched.get(row.id) ?? []) {
+    const ms = diedAt - won[0].answeredAt;
+    if (ms > DEAD_WITHIN_MS) faulty.push(`${row.id}: its process lived for ${ms} ms after the 200`);
+  }
 }
 
 /** The answer said what is still true. */
@@ -108,10 +117,9 @@ function checkTold(row, body, faulty) {
   if (started !== row.started_at?.getTime()) faulty.push(`${row.id} was told to have started at ${body.started_at}`);
 }
 
-/** Refused: it had ended by then. Cancelled: then by a request of which we know, answered or not. */
-function checkRefused(row, sentAt, { cancels, faulty }) {
-  const answered = Math.max(...cancels.map(({ answeredAt }) => answeredAt));
-  if (!['completed', 'failed', 'cancelled'].includes(row.status) || row.completed_at.getTime() > answered) {
+/** Refused: it had ended by then. If it was cancelled, `checkCancels` knows by whom. */
+function checkRefused(row, { sentAt, answeredAt }, faulty) {
+  if (!['completed', 'failed', 'cancelled'].includes(row.status) || row.completed_at.getTime() > answeredAt) {
     faulty.push(`a cancel of ${row.id}, sent at ${sentAt}, was refused before it had ended`);
   }
 }

@@ -4,6 +4,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 /** Behind the others in the queue a job can wait for so long; then it is cancelled there. */
 const SEEN_WITHIN_MS = 120_000;
 
+/** Longer than a cancelled process may live; see the audit. */
+const FOR_EVER_MS = 60_000;
+
 /** What the jobs are, and how often. The last are those that are cancelled while they run. */
 const MIXTURE = [
   [58, (random) => ({ prompt: 'quick', ms: random.between(0, 0) })],
@@ -38,8 +41,9 @@ function planCancel(random, plan) {
   if (moment <= 2) return { cancel: { ...cancel, moment: 'queued', afterMs: random.between(0, 30) } };
   if (moment <= 4) return { cancel: { ...cancel, moment: 'any', afterMs: random.between(0, 3000) } };
   if (moment <= 8) {
-    const prompt = `${random.pick(['wait', 'wait', 'spin', 'deaf'])} 10000`;
-    return { prompt, cancel: { ...cancel, moment: 'running', afterMs: random.between(0, 600) } };
+    const prompt = `${random.pick(['wait', 'wait', 'spin', 'deaf'])} ${FOR_EVER_MS}`;
+    // Its caller must learn of it, or nobody cancels it.
+    return { prompt, withRequestId: true, cancel: { ...cancel, moment: 'running', afterMs: random.between(0, 600) } };
   }
   const ms = plan.ms || random.between(50, 500);
   return {

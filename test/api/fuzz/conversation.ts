@@ -22,7 +22,8 @@ export type Conversation = {
 export type Cut = { cut: Buffer; afterMs: number };
 
 /** Sends the pieces and returns every answer, when the connection is closed. Fails if it never is. */
-export async function converse(url: string, { pieces, pauseMs = 0, requests, complete }: Conversation) {
+export async function converse(url: string, conversation: Conversation) {
+  const { pieces, pauseMs = 0, requests } = conversation;
   const connection = new RawConnection(url);
   const methods = requests.map(({ method }) => method);
   try {
@@ -30,14 +31,18 @@ export async function converse(url: string, { pieces, pauseMs = 0, requests, com
       connection.send(piece);
       if (pauseMs > 0) await sleep(pauseMs);
     }
-    await untilClosed(connection, () => parseAnswers(connection.received, methods).answers.length, requests, complete);
+    await untilClosed(connection, () => parseAnswers(connection.received, methods).answers.length, conversation);
     return parseAnswers(connection.received, methods);
   } finally {
     connection.cut();
   }
 }
 
-async function untilClosed(connection: RawConnection, count: () => number, requests: Request[], complete: boolean) {
+async function untilClosed(
+  connection: RawConnection,
+  count: () => number,
+  { requests, complete, owned }: Conversation,
+) {
   const began = Date.now();
   let finished = false;
   for (let seen = 0, heardAt = began; !connection.closed; await sleep(1)) {
@@ -49,7 +54,8 @@ async function untilClosed(connection: RawConnection, count: () => number, reque
         finished = true;
       }
     }
-    if (!finished && !complete && Date.now() - heardAt > IDLE_MS) {
+    // Who says that nothing more will come is not answered any more.
+    if (!finished && !complete && Date.now() - heardAt > IDLE_MS && count() >= owned) {
       connection.finish();
       finished = true;
     }
