@@ -7,6 +7,7 @@ export const LOOK_EVERY_MS = 20;
 export class Watch {
   runs = new Map();
   #alive = new Set();
+  #begun = new Set();
   #read = 0;
 
   constructor(world) {
@@ -25,6 +26,7 @@ export class Watch {
     for (const run of reported.runs) {
       this.runs.set(run.runId, run);
       this.#alive.add(run);
+      this.#begun.add(run.jobId);
     }
     const now = Date.now();
     for (const run of this.#alive) {
@@ -37,7 +39,7 @@ export class Watch {
   /** Returns when a run of the job has begun, or in any case after some time. */
   async untilRuns(jobId, limitMs) {
     for (const end = Date.now() + limitMs; Date.now() < end; await sleep(LOOK_EVERY_MS)) {
-      for (const run of this.#alive) if (run.jobId === jobId) return;
+      if (this.#begun.has(jobId)) return;
     }
   }
 }
