@@ -1,6 +1,7 @@
 // npm run bench: measures the service against a floor, against growth and against its peers, on servers of its own.
 import { join } from 'node:path';
 import { prepare, root } from '../scripts/prepare.mjs';
+import * as bounds from './sections/bounds.mjs';
 import * as cost from './sections/cost.mjs';
 import * as createGet from './sections/create-get.mjs';
 import * as floor from './sections/floor.mjs';
@@ -10,7 +11,7 @@ import * as stop from './sections/stop.mjs';
 import { environmentOf, writeReport } from './report.mjs';
 import { Stage } from './stage.mjs';
 
-const SECTIONS = { floor, growth, stop, peers, cost, 'create-get': createGet };
+const SECTIONS = { floor, growth, stop, bounds, peers, cost, 'create-get': createGet };
 const HELP = `Usage: npm run bench -- [--quick] [--only <section>]...
 
 Starts a Postgres, a Redis and the service by itself, measures, and writes what it found: a full run to

@@ -59,7 +59,7 @@ describe('.env.example', () => {
 });
 
 describe('docs/guarantees.md', () => {
-  const backed = rowsOf(read('docs/guarantees.md')).filter(([, file]) => file?.startsWith('`test/'));
+  const backed = rowsOf(read('docs/guarantees.md')).filter(([, file]) => /^`(test|src)\//.test(file ?? ''));
 
   it.each(backed)('%s: there is such a test', (_promise, file = '', words = '') => {
     // A title may continue on the next line of its file.

@@ -113,7 +113,7 @@ async function untilBegun(worker, count, watchdog) {
   for (let tries = 0; tries < 1000; tries++) {
     const tasks = childrenOf(worker.pid).filter((pid) => pid !== watchdog);
     if (tasks.length === count) {
-      await sleep(1000); // Their code runs by then.
+      await sleep(500); // Their code runs by then.
       return tasks;
     }
     await sleep(20);
@@ -178,8 +178,8 @@ async function measureSlots({ stage, site, quick, say }) {
     const environment = { ...site.environment, WORKER_CONCURRENCY: String(slots) };
     workers[slots] = await stage.startService(`worker-${slots}`, 'main.worker.js', environment);
   }
-  await sleep(3000);
-  const seconds = quick ? 3 : 10;
+  await sleep(quick ? 1000 : 3000);
+  const seconds = quick ? 2 : 10;
   say(`cost: idle workers, ${seconds} s`);
   const before = SLOTS.map((slots) => cpuSeconds(workers[slots].pid));
   await sleep(seconds * 1000);

@@ -4,7 +4,7 @@ import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, ranged, table } from '../text.mjs';
 
 const FULL = { 1: 200, 16: 800, 64: 1200 };
-const QUICK = { 1: 100, 16: 200, 64: 400 };
+const QUICK = { 1: 60, 16: 150, 64: 300 };
 const FIGURES = ['perSecond', 'p50', 'p99'];
 
 export const about = `Creates and gets of the service over those of the floor server, which inserts the same row, adds the same

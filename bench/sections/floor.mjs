@@ -13,7 +13,7 @@ import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, percent, ranged, table } from '../text.mjs';
 
 const FULL = { 1: 200, 16: 800, 64: 1200 };
-const QUICK = { 1: 100, 16: 300, 64: 600 };
+const QUICK = { 1: 80, 16: 200, 64: 400 };
 
 export const about = `Cancels of the service over those of the floor: \`bench/floor-server.mjs\`, which is node:http, pg with
 prepared statements and BullMQ's own script, and nothing else: no validation, no log, no metrics, no errors.`;

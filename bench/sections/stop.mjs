@@ -1,11 +1,9 @@
 // stop: from the request to cancel until the task's process group is dead, beside what there is without the service.
 import { fork } from 'node:child_process';
-import { readFileSync } from 'node:fs';
-import { Agent, request } from 'node:http';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { root } from '../../scripts/prepare.mjs';
+import { between, checkStopped, JOBS, send, taskOf } from '../jobs.mjs';
 import { openSite } from '../site.mjs';
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, number, ranged, table } from '../text.mjs';
@@ -13,10 +11,8 @@ import { openWatch } from '../watch-group.mjs';
 
 const require = createRequire(import.meta.url);
 const TASK = join(root, 'bench/task.mjs');
-const JOBS = '/rest/v1/scenario-studio/jobs';
 const SPIN_MS = 3000;
 const BEYOND_ACK_MS = 50;
-const agent = new Agent({ keepAlive: true });
 
 export const about = `From the sending of the request until nothing of the task's process group lives, watched from outside four times
 a millisecond. The service and a worker have their default settings. \`bare child\` is \`child_process.fork\` and a message
@@ -48,7 +44,7 @@ export async function measure({ stage, quick, say }) {
       (where) => say(`stop: cooperative, ${where}`),
     );
     const cpuBound = await takeTurns(
-      quick ? 3 : 7,
+      quick ? 2 : 7,
       {
         service: () => cancelInService(site, watch, '[spin]', 'terminated'),
         bare: () => stopBareChild(watch, '[spin]', (child) => child.kill('SIGKILL')),
@@ -79,33 +75,6 @@ async function cancelInService(site, watch, prompt, how) {
   const measured = { ms: between(began, await gone), answeredMs: between(began, answered) };
   await checkStopped(site, body.id, how);
   return measured;
-}
-
-const between = (from, to) => Number(to - from) / 1e6;
-
-/** The process of a job's task, once its code runs: the worker's log has both. */
-async function taskOf({ log }, jobId) {
-  for (let tries = 0; tries < 3000; tries++) {
-    const lines = readFileSync(log, 'utf8')
-      .split('\n')
-      .filter((line) => line.includes(jobId) && line.endsWith('}'))
-      .map((line) => JSON.parse(line));
-    if (lines.some(({ msg }) => msg === 'task output')) return lines.find(({ msg }) => msg === 'run began').taskPid;
-    await sleep(10);
-  }
-  throw new Error(`the task of job ${jobId} did not begin`);
-}
-
-async function checkStopped({ pool }, jobId, how) {
-  for (let tries = 0; tries < 500; tries++) {
-    const { rows } = await pool.query('SELECT status, stopped_how FROM scenario_jobs WHERE id = $1', [jobId]);
-    const [{ status, stopped_how }] = rows;
-    if (status !== 'cancelled') throw new Error(`job ${jobId} is ${status}`);
-    if (stopped_how === how) return;
-    if (stopped_how) throw new Error(`job ${jobId} was stopped as ${stopped_how}, not ${how}`);
-    await sleep(10);
-  }
-  throw new Error(`nobody confirmed the stop of job ${jobId}`);
 }
 
 async function stopBareChild(watch, prompt, stop) {
@@ -145,21 +114,6 @@ async function openInProcess(stage, { name }) {
     for (const connection of [redis, relayRedis]) connection.disconnect();
   };
   return { cancel, close };
-}
-
-function send({ api, key }, method, path, body) {
-  const text = body && JSON.stringify(body);
-  const headers = { authorization: `Bearer ${key}` };
-  if (text) Object.assign(headers, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) });
-  return new Promise((resolve, reject) => {
-    request(`${api.url}${path}`, { agent, method, headers }, (response) => {
-      let received = '';
-      response.setEncoding('utf8').on('data', (chunk) => (received += chunk));
-      response.on('end', () => resolve({ status: response.statusCode, body: JSON.parse(received) }));
-    })
-      .on('error', reject)
-      .end(text);
-  });
 }
 
 function resultOf(cooperative, cpuBound, never, ackMs) {

@@ -1,4 +1,5 @@
 import { Injectable } from '@nestjs/common';
+import { Batches } from '../infrastructure/batches';
 import { Database } from '../infrastructure/database';
 import { newId } from '../infrastructure/ids';
 import { hashApiKey, newApiKey } from './api-key';
@@ -19,15 +20,25 @@ export type ListedKey = {
 /** API keys and the workspaces that they belong to. Only their hashes are ever stored or compared. */
 @Injectable()
 export class ApiKeyRepository {
+  private readonly lookUps = new Batches<string, KeyOwner | undefined>((keys) => this.findOwners(keys));
+
   constructor(private readonly database: Database) {}
 
-  /** Whose key this is, or nothing if it is unknown, expired or revoked. */
+  /** Whose key this is, or nothing if it is unknown, expired or revoked. Asks Postgres each time, never earlier. */
   async findOwner(key: string): Promise<KeyOwner | undefined> {
-    const rows = await this.database.$queryRaw<KeyOwner[]>`
-      SELECT k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug", w.active AS "workspaceActive"
+    return this.lookUps.call(key);
+  }
+
+  private async findOwners(keys: string[]): Promise<(KeyOwner | undefined)[]> {
+    const hashes = keys.map(hashApiKey);
+    const rows = await this.database.$queryRaw<(KeyOwner & { hash: string })[]>`
+      SELECT k.hash, k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug",
+             w.active AS "workspaceActive"
       FROM api_keys k JOIN workspaces w ON w.id = k.workspace_id
-      WHERE k.hash = ${hashApiKey(key)} AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())`;
-    return rows[0];
+      WHERE k.hash = ANY (${[...new Set(hashes)]}::text[])
+        AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())`;
+    const owners = new Map(rows.map(({ hash, ...owner }) => [hash, owner]));
+    return hashes.map((hash) => owners.get(hash));
   }
 
   /** Makes a key and returns it: the only time that it can be seen. A workspace that is new is created. */

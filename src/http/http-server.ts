@@ -85,6 +85,8 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
 
   fastify.addHook('onRequest', (request, reply, done) => {
     void reply.header('x-request-id', request.id);
+    // Node reads no further on a connection that asks for another protocol: the next request would wait for ever.
+    if (request.headers.upgrade !== undefined) void reply.header('connection', 'close');
     const { httpVersion, headers } = request.raw;
     if (httpVersion === '1.1' && headers.host === undefined) return done(new ApiError('malformed_request', NO_HOST));
     done();

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { Inject, Injectable, type OnApplicationShutdown } from '@nestjs/common';
 import { PrismaPg } from '@prisma/adapter-pg';
 import { SETTINGS_TOKEN, type Settings } from '../config/settings';
@@ -10,6 +11,22 @@ const STATEMENT_TIMEOUT_MS = 4000;
 const QUERY_TIMEOUT_MS = 5000;
 /** Wait for a connection, a new one or one of the pool, no longer than this. */
 const CONNECT_TIMEOUT_MS = 2000;
+
+/** Far more than there are statements in the code; one that is made up at run time would never come again. */
+const MAX_NAMED_STATEMENTS = 200;
+
+/** Names each statement by its text, so that a connection parses it once. */
+function statementNames(): (query: { sql: string }) => string {
+  const names = new Map<string, string>();
+  return ({ sql }) => {
+    const known = names.get(sql);
+    if (known !== undefined) return known;
+    if (names.size >= MAX_NAMED_STATEMENTS) return '';
+    const name = createHash('sha256').update(sql).digest('base64url');
+    names.set(sql, name);
+    return name;
+  };
+}
 
 /** Prisma over a pool of Postgres connections in which nothing waits without a limit. */
 @Injectable()
@@ -26,7 +43,10 @@ export class Database extends PrismaClient implements OnApplicationShutdown {
           keepAlive: true,
           application_name: `scenario-jobs ${process.pid}`,
         },
-        { onPoolError: (error) => logger.warn({ err: error }, 'postgres connection lost') },
+        {
+          statementNameGenerator: statementNames(),
+          onPoolError: (error) => logger.warn({ err: error }, 'postgres connection lost'),
+        },
       ),
     });
   }

@@ -56,6 +56,19 @@ describe('without a valid key: 401', () => {
     expect(await ask(`Bearer ${key}`)).toMatchObject({ status: 401, body: REFUSAL });
   });
 
+  it('what is stored of a key, in any form of it', async () => {
+    const { rows } = await system.pool.query<{ hash: string }>('SELECT hash FROM api_keys WHERE id = $1', [
+      system.keyId,
+    ]);
+    const { hash } = rows[0]!;
+    for (const stolen of [hash, hash.slice(0, 40), Buffer.from(hash, 'hex').toString('base64').slice(0, 40)]) {
+      for (const key of [stolen, `exec_live_${stolen}`]) {
+        const answer = await system.request('GET', '/j1o2b3i4d5x6', { headers: { authorization: `Bearer ${key}` } });
+        expect(answer.status).toBe(401);
+      }
+    }
+  });
+
   it('sent twice', async () => {
     const line = `Authorization: Bearer ${system.key}\r\n`;
     const request = `GET /rest/v1/scenario-studio/jobs/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n${line}${line}\r\n`;

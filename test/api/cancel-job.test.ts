@@ -40,6 +40,47 @@ describe('DELETE of a queued job', () => {
     ).toHaveLength(199);
   });
 
+  it('answers each of many different requests at once for itself', async () => {
+    const jobs = await Promise.all(Array.from({ length: 40 }, () => system.create('quick')));
+    const stranger = await system.createWorkspace();
+    const ended = await system.create('quick');
+    await system.cancel(ended.id, { 'idempotency-key': 'earlier' });
+    const [cancelled, replayed, refused, foreign, missing] = await Promise.all([
+      Promise.all(jobs.map(({ id }, index) => system.cancel(id, { 'idempotency-key': `key ${index}` }))),
+      Promise.all(jobs.map(() => system.cancel(ended.id, { 'idempotency-key': 'earlier' }))),
+      Promise.all(jobs.map(() => system.cancel(ended.id))),
+      Promise.all(jobs.map(() => system.cancel(ended.id, { authorization: `Bearer ${stranger.key}` }))),
+      Promise.all(jobs.map(() => system.cancel('j1o2b3i4d5x6'))),
+    ]);
+    expect(cancelled.map(({ status, body }) => [status, body.id])).toEqual(jobs.map(({ id }) => [200, id]));
+    for (const { status, body } of replayed) expect([status, body.id]).toEqual([200, ended.id]);
+    for (const { status } of refused) expect(status).toBe(400);
+    for (const { status } of [...foreign, ...missing]) expect(status).toBe(404);
+    const { rows } = await system.pool.query(
+      'SELECT id, cancel_idempotency_key AS key FROM scenario_jobs WHERE id = ANY ($1)',
+      [jobs.map(({ id }) => id)],
+    );
+    expect(new Map(rows.map(({ id, key }: { id: string; key: string }) => [id, key]))).toEqual(
+      new Map(jobs.map(({ id }, index) => [id, `key ${index}`])),
+    );
+  });
+
+  it('lets nobody wait for a row that somebody else has locked', async () => {
+    const locked = await system.create('quick');
+    const others = await Promise.all(Array.from({ length: 20 }, () => system.create('quick')));
+    const client = await system.pool.connect();
+    await client.query('BEGIN');
+    await client.query('SELECT FROM scenario_jobs WHERE id = $1 FOR UPDATE', [locked.id]);
+    let answered = false;
+    const waiting = Promise.all([1, 2, 3].map(() => system.cancel(locked.id))).finally(() => (answered = true));
+    const answers = await Promise.all(others.map(({ id }) => system.cancel(id)));
+    expect(answers.map(({ status }) => status)).toEqual(others.map(() => 200));
+    expect(answered).toBe(false);
+    await client.query('COMMIT');
+    client.release();
+    expect((await waiting).map(({ status }) => status).sort()).toEqual([200, 400, 400]);
+  });
+
   it.each([
     ['JSON and no body', 'application/json', ''],
     ['JSON that is broken', 'application/json', '{"a":'],

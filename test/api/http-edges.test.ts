@@ -69,6 +69,16 @@ describe('every error is in the envelope', () => {
   });
 });
 
+describe('a connection that asks for another protocol', () => {
+  it('is closed after the answer: no next request can be read on it', async () => {
+    const upgrade = 'GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n';
+    const next = 'GET /livez HTTP/1.1\r\nHost: x\r\n\r\n';
+    const answer = parseAnswer(await rawHttp(system.api.url!, upgrade + next));
+    expect(answer).toMatchObject({ status: 404, body: { error: { code: 'route_not_found' } } });
+    expect(answer.headers).toContain('connection: close');
+  });
+});
+
 describe('a request that turns out to be malformed', () => {
   const cancelOf = (jobId: string, more: string) =>
     `DELETE /rest/v1/scenario-studio/jobs/${jobId} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${system.key}\r\n${more}`;

@@ -23,10 +23,11 @@ export const MUTANTS = [
     name: 'cancel-reads-then-writes',
     says: 'a cancel looks at the status first and then writes without looking',
     file: repository,
-    find: /(async cancel\(workspaceId, jobId, by\) \{)([\s\S]*?) AND j\.status IN \('queued', 'processing'\)/,
+    find: /(async cancel\(request\) \{)([\s\S]*?) AND j\.status IN \('queued', 'processing'\) \$\{alsoIf\}/,
     replace: `$1
-        const seen = await this.find(workspaceId, jobId);
-        if (!seen || !['queued', 'processing'].includes(seen.status)) return undefined;$2`,
+        const seen = await this.find(request.workspaceId, request.jobId);
+        if (!seen || !['queued', 'processing'].includes(seen.status)) return undefined;
+        return this.cancelOne(request);$2`,
   },
   {
     name: 'worker-trusts-the-message',

@@ -1,7 +1,7 @@
 // Every kind of task, by the first word of the prompt: kind ones, rude ones, broken ones. Each says "running" and
 // its process id first, so that a test knows that it has begun.
 import { spawn } from 'node:child_process';
-import { writeSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync, writeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 // Written at once, also by a task that never yields.
@@ -128,6 +128,20 @@ const species = {
   tooLarge: () => ({ name: 'Too large', text: 'x'.repeat(1_100_000) }),
   /** Its environment, as the scenario's content. */
   environment: () => ({ name: 'Environment', environment: process.env }),
+  /** How many TCP connections it has inherited: those of its open files that the system knows as such. */
+  connections: () => {
+    const links = readdirSync('/proc/self/fd').flatMap((fd) => {
+      try {
+        return [readlinkSync(`/proc/self/fd/${fd}`)];
+      } catch {
+        return []; // The one that the folder was read with.
+      }
+    });
+    const tables = ['tcp', 'tcp6'].map((name) => readFileSync(`/proc/self/net/${name}`, 'utf8')).join();
+    const inodes = new Set(tables.split('\n').map((line) => line.trim().split(/\s+/)[9]));
+    const sockets = links.flatMap((link) => /^socket:\[(\d+)\]$/.exec(link)?.[1] ?? []);
+    return { name: 'Connections', sockets: sockets.length, tcp: sockets.filter((inode) => inodes.has(inode)).length };
+  },
   /** Reports how far it is, then waits. */
   reporter: async (_input, { signal, progress }) => {
     progress({ step: 'half', done: 1, of: 2 });

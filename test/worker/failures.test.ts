@@ -93,6 +93,18 @@ describe('a task that goes wrong', () => {
     expect(JSON.stringify(environment)).not.toMatch(/postgres:|redis:/);
   });
 
+  it('inherits no connection to Postgres or Redis', async () => {
+    const { id } = await system.create('connections');
+    await system.untilStatus(id, 'completed');
+    const { rows } = await system.pool.query<{ content: { sockets: number; tcp: number } }>(
+      'SELECT content FROM scenarios WHERE job_id = $1',
+      [id],
+    );
+    const { sockets, tcp } = rows[0]!.content;
+    expect(sockets).toBeGreaterThan(0);
+    expect(tcp).toBe(0);
+  });
+
   it('gets the fields of the request under the names of the API', async () => {
     const job = await system.create('input', { context: '# Notes', request_id: 'r-1' });
     await system.untilStatus(job.id, 'completed');

@@ -38,7 +38,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
     return run;
   };
   const cancel = (jobId: string) =>
-    jobs.cancel(system.workspace.id, jobId, { keyId: system.keyId, idempotencyKey: null });
+    jobs.cancel({ workspaceId: system.workspace.id, jobId, keyId: system.keyId, idempotencyKey: null });
   const status = async (jobId: string) => (await system.row(jobId)).status;
 
   /** Starts both at once, in an order that changes from round to round. */

@@ -1,7 +1,8 @@
 import { Injectable } from '@nestjs/common';
 import { Prisma } from '../../generated/prisma/client';
+import { Batches } from '../../infrastructure/batches';
 import { Database } from '../../infrastructure/database';
-import { isUniqueViolation } from '../../infrastructure/database-errors';
+import { isDatabaseUnavailable, isUniqueViolation } from '../../infrastructure/database-errors';
 import { isId, newId } from '../../infrastructure/ids';
 import { type JobStatus, type StopKind } from './job-status';
 
@@ -30,6 +31,9 @@ export type NewJob = {
 
 /** A cancelled job, with the run that must stop if one had begun. */
 export type CancelledJob = JobRow & { run: { id: string; workerId: string } | null };
+
+/** Who wants which job cancelled. */
+export type CancelRequest = { workspaceId: string; jobId: string; keyId: string; idempotencyKey: string | null };
 
 /** What a worker gets when it claims a job. */
 export type ClaimedJob = {
@@ -62,8 +66,18 @@ const JOB = Prisma.sql`j.id, j.status::text AS status, j.error_code AS "errorCod
 const NO_SCENARIO = Prisma.sql`NULL AS "scenarioId", NULL AS "scenarioName", NULL AS "scenarioSlug"`;
 const SCENARIO = Prisma.sql`s.id AS "scenarioId", s.name AS "scenarioName", s.slug AS "scenarioSlug"`;
 
+type CancelledRow = JobRow & { runId: string | null; workerId: string | null };
+const CANCELLED = Prisma.sql`${JOB}, ${NO_SCENARIO}, j.run_id::text AS "runId", j.worker_id AS "workerId"`;
+
+function withRun({ runId, workerId, ...job }: CancelledRow): CancelledJob {
+  return { ...job, run: runId && workerId ? { id: runId, workerId } : null };
+}
+
 /** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */
 const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
+
+const OWED_RUN = Prisma.sql`j.id AS "jobId", j.run_id::text AS "runId", j.status::text AS status,
+  EXTRACT(EPOCH FROM clock_timestamp() - j.completed_at)::float8 AS "cancelledSeconds"`;
 
 /** How often a scenario's slug may be taken away under our hands before `complete` gives up. */
 const SLUG_TRIES = 5;
@@ -75,6 +89,10 @@ const SLUG_TRIES = 5;
  */
 @Injectable()
 export class JobRepository {
+  private readonly cancels = new Batches<CancelRequest, CancelledJob | undefined>((requests) =>
+    this.cancelMany(requests),
+  );
+
   constructor(private readonly database: Database) {}
 
   /**
@@ -118,21 +136,57 @@ export class JobRepository {
    * missing, another workspace's: nothing is written and nothing returned. A run that finishes while we ask
    * either had its result in before, or finds the job cancelled and can record nothing.
    */
-  async cancel(
-    workspaceId: string,
-    jobId: string,
-    by: { keyId: string; idempotencyKey: string | null },
-  ): Promise<CancelledJob | undefined> {
-    if (!isId(jobId)) return undefined;
-    const rows = await this.database.$queryRaw<(JobRow & { runId: string | null; workerId: string | null })[]>`
+  async cancel(request: CancelRequest): Promise<CancelledJob | undefined> {
+    if (!isId(request.jobId)) return undefined;
+    try {
+      const cancelled = await this.cancels.call(request);
+      if (cancelled) return cancelled;
+    } catch (error) {
+      // Whether it was committed is not known then. Any other error is of the batch, which wrote nothing.
+      if (isDatabaseUnavailable(error)) throw error;
+    }
+    return this.cancelOne(request, Prisma.empty);
+  }
+
+  private async cancelOne({ workspaceId, jobId, keyId, idempotencyKey }: CancelRequest, alsoIf: Prisma.Sql) {
+    const rows = await this.database.$queryRaw<CancelledRow[]>`
       UPDATE scenario_jobs AS j
       SET status = 'cancelled', completed_at = GREATEST(now(), j.started_at),
-          cancelled_by = ${by.keyId}, cancel_idempotency_key = ${by.idempotencyKey}
-      WHERE j.id = ${jobId} AND j.workspace_id = ${workspaceId} AND j.status IN ('queued', 'processing')
-      RETURNING ${JOB}, ${NO_SCENARIO}, j.run_id::text AS "runId", j.worker_id AS "workerId"`;
-    if (!rows[0]) return undefined;
-    const { runId, workerId, ...job } = rows[0];
-    return { ...job, run: runId && workerId ? { id: runId, workerId } : null };
+          cancelled_by = ${keyId}, cancel_idempotency_key = ${idempotencyKey}
+      WHERE j.id = ${jobId} AND j.workspace_id = ${workspaceId} AND j.status IN ('queued', 'processing') ${alsoIf}
+      RETURNING ${CANCELLED}`;
+    return rows[0] && withRun(rows[0]);
+  }
+
+  /**
+   * The same for several jobs with one commit, as far as that goes without waiting: a row that somebody has locked,
+   * and a second request for the same job, are left out, and are asked for again one by one.
+   */
+  private async cancelMany(requests: CancelRequest[]): Promise<(CancelledJob | undefined)[]> {
+    const [only, ...others] = requests;
+    // A statement for many costs more than one for one.
+    if (only && others.length === 0) {
+      const free = Prisma.sql`AND j.id = (SELECT id FROM scenario_jobs WHERE id = ${only.jobId} FOR UPDATE SKIP LOCKED)`;
+      return [await this.cancelOne(only, free)];
+    }
+    const first = new Map<string, CancelRequest>();
+    for (const request of requests) if (!first.has(request.jobId)) first.set(request.jobId, request);
+    const rows = await this.database.$queryRaw<CancelledRow[]>`
+      WITH free AS MATERIALIZED (
+        SELECT j.id, r."keyId", r."idempotencyKey"
+        FROM json_to_recordset(${JSON.stringify([...first.values()])}::json)
+               AS r ("jobId" text, "workspaceId" text, "keyId" text, "idempotencyKey" text)
+        JOIN scenario_jobs j ON j.id = r."jobId" AND j.workspace_id = r."workspaceId"
+        WHERE j.status IN ('queued', 'processing')
+        FOR UPDATE OF j SKIP LOCKED
+      )
+      UPDATE scenario_jobs AS j
+      SET status = 'cancelled', completed_at = GREATEST(now(), j.started_at),
+          cancelled_by = free."keyId", cancel_idempotency_key = free."idempotencyKey"
+      FROM free WHERE j.id = free.id AND j.status IN ('queued', 'processing')
+      RETURNING ${CANCELLED}`;
+    const cancelled = new Map(rows.map((row) => [row.id, withRun(row)]));
+    return requests.map((request) => (first.get(request.jobId) === request ? cancelled.get(request.jobId) : undefined));
   }
 
   /** The job, if it was cancelled by a request with this idempotency key. */
@@ -235,15 +289,19 @@ export class JobRepository {
       RETURNING j.id AS "jobId", j.run_id::text AS "runId"`;
   }
 
-  /** Renews the worker's sign of life, and returns every run that it still owes an answer for. */
+  /** Every run that the worker still owes an answer for. */
+  async findOwed(workerId: string): Promise<OwedRun[]> {
+    return this.database.$queryRaw<OwedRun[]>`
+      SELECT ${OWED_RUN} FROM scenario_jobs j WHERE j.worker_id = ${workerId} AND ${OWED}`;
+  }
+
+  /** The same, and renews the worker's sign of life. */
   async reportAlive(workerId: string): Promise<OwedRun[]> {
     return this.database.$queryRaw<OwedRun[]>`
       WITH alive AS (
         INSERT INTO workers (id) VALUES (${workerId}) ON CONFLICT (id) DO UPDATE SET seen_at = now()
       )
-      SELECT j.id AS "jobId", j.run_id::text AS "runId", j.status::text AS status,
-             EXTRACT(EPOCH FROM clock_timestamp() - j.completed_at)::float8 AS "cancelledSeconds"
-      FROM scenario_jobs j WHERE j.worker_id = ${workerId} AND ${OWED}`;
+      SELECT ${OWED_RUN} FROM scenario_jobs j WHERE j.worker_id = ${workerId} AND ${OWED}`;
   }
 
   /** Takes back the sign of life: the worker ends and owes nothing any more. */

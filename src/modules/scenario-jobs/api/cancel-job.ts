@@ -34,7 +34,12 @@ export class CancelJob {
   ) {}
 
   async cancel(caller: Caller, jobId: string, idempotencyKey: string | null): Promise<Cancelled> {
-    const job = await this.jobs.cancel(caller.workspaceId, jobId, { keyId: caller.keyId, idempotencyKey });
+    const job = await this.jobs.cancel({
+      workspaceId: caller.workspaceId,
+      jobId,
+      keyId: caller.keyId,
+      idempotencyKey,
+    });
     if (!job) return this.explain(caller, jobId, idempotencyKey);
     const from = job.run ? 'processing' : 'queued';
     this.metrics.cancelRequests.inc({ from, outcome: 'cancelled' });

@@ -75,7 +75,8 @@ export class CancelListener {
   /** One question at a time. Whatever comes in while one is under way is answered by one more after it. */
   private async ask(source: Source): Promise<void> {
     if (this.asking) {
-      this.askAgain = source;
+      // However many doorbells ring, the poll with its sign of life has its turn.
+      if (this.askAgain === undefined || this.askAgain === 'doorbell') this.askAgain = source;
       return this.asking;
     }
     this.asking = this.askPostgres(source);
@@ -90,7 +91,10 @@ export class CancelListener {
     // Only of these does Postgres know for certain: others may be claimed while it answers.
     const claimed = this.runs.all().filter((run) => run.claimed);
     try {
-      const owed = await this.jobs.reportAlive(this.workerId);
+      // The doorbell is in a hurry, and a sign of life costs a commit: that is for the poll.
+      const owed = await (source === 'doorbell'
+        ? this.jobs.findOwed(this.workerId)
+        : this.jobs.reportAlive(this.workerId));
       this.lastAnswer = performance.now();
       for (const run of owed) await this.compare(run, source);
       const known = new Set(owed.map(({ runId }) => runId));
