@@ -59,7 +59,8 @@ const job = fc.nat(3);
 const which = fc.nat(1);
 const key = fc.option(fc.constantFrom('a', 'b'), { nil: undefined });
 const order = fc.constantFrom(...ORDERS);
-const moment = fc.nat(20);
+/** About as long as a result takes from the task to the row. */
+const moment = fc.nat(80);
 
 const create = fc.constant(new Step('create', (round) => round.create(), 'creates'));
 const begin = job.map((j) =>
@@ -94,10 +95,10 @@ const race = fc.tuple(job, order, which, key, moment).map(([j, o, w, k, ms]) =>
 const createAndCancel = fc.tuple(moment, key).map(
   ([ms, k]) =>
     new Step(
-      `create, and cancel ${ms * 5} ms later`,
+      `create, and cancel ${ms} ms later`,
       async (round) => {
         await round.create();
-        await round.world.pass(ms * 5);
+        await round.world.pass(ms);
         await round.cancel(round.jobs.at(-1)!, k);
       },
       'creates',

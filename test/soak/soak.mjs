@@ -22,7 +22,7 @@ Creates jobs through two apis, runs them on three workers and cancels a tenth of
 and apis are killed and frozen and Redis and Postgres are frozen, restarted, emptied and cut off. Then holds every job
 against what its callers were told.
 
-  --jobs N  how many; 2000 unless told, two to three minutes
+  --jobs N  how many; 2000 unless told, four minutes or more
   --seed N  the same jobs, cancels and faults as an earlier run; when exactly each happens is the machine's
 
 Exit codes: 0 nothing contradicts what callers were told, 1 something does, 2 wrong usage.
