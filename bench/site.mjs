@@ -88,20 +88,12 @@ export async function addEntries(queue, ids, opts = ENTRY) {
 
 /** One measurement: cancels the jobs over HTTP. `server` is the api or the floor. Fails unless each got its 200. */
 export function cancelAll(load, site, server, ids, concurrency) {
-  return load.ask('load', {
-    port: server.port,
-    key: site.key,
-    method: 'DELETE',
-    paths: ids.map((id) => `${JOBS}/${id}`),
-    concurrency,
-    expect: { status: 200, body: '"status":"cancelled"' },
-  });
+  const expect = { status: 200, body: '"status":"cancelled"' };
+  return send(load, site, server, { method: 'DELETE', paths: pathsOf(ids), concurrency, expect });
 }
 
 export function createMany(load, site, server, count, concurrency) {
-  return load.ask('load', {
-    port: server.port,
-    key: site.key,
+  return send(load, site, server, {
     method: 'POST',
     paths: Array(count).fill(JOBS),
     body: JSON.stringify({ user_email: 'ada@example.com', prompt: 'Discovery call with an IT director' }),
@@ -111,14 +103,15 @@ export function createMany(load, site, server, count, concurrency) {
 }
 
 export function getAll(load, site, server, ids, concurrency) {
-  return load.ask('load', {
-    port: server.port,
-    key: site.key,
-    method: 'GET',
-    paths: ids.map((id) => `${JOBS}/${id}`),
-    concurrency,
-    expect: { status: 200, body: '"status":"queued"' },
-  });
+  const expect = { status: 200, body: '"status":"queued"' };
+  return send(load, site, server, { method: 'GET', paths: pathsOf(ids), concurrency, expect });
+}
+
+const pathsOf = (ids) => ids.map((id) => `${JOBS}/${id}`);
+
+/** Has the load generator send the requests with the site's key, and fails unless each answer is the expected one. */
+function send(load, site, server, requests) {
+  return load.ask('load', { port: server.port, key: site.key, ...requests });
 }
 
 /** Throws unless every row is cancelled, and no entry of them is left in the queue. */

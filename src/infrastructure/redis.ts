@@ -41,10 +41,11 @@ export function connectPatiently(
 
 function connect(settings: Settings, options: RedisOptions, shardedSubscribers = false): RedisConnection {
   const [first, ...others] = settings.REDIS_URL.map((url) => new URL(url)) as [URL, ...URL[]];
+  const isSecure = first.protocol === 'rediss:';
   const access = {
     username: decodeURIComponent(first.username),
     password: decodeURIComponent(first.password),
-    ...(first.protocol === 'rediss:' && { tls: {} }),
+    ...(isSecure && { tls: {} }),
     ...options,
   };
   const nodes = [first, ...others].map(({ hostname, port }) => ({
@@ -61,8 +62,8 @@ function connect(settings: Settings, options: RedisOptions, shardedSubscribers =
         sentinels: nodes,
         name: settings.REDIS_SENTINEL_NAME,
         sentinelPassword: settings.REDIS_SENTINEL_PASSWORD,
-        enableTLSForSentinelMode: first.protocol === 'rediss:',
-        ...(first.protocol === 'rediss:' && { sentinelTLS: {} }),
+        enableTLSForSentinelMode: isSecure,
+        ...(isSecure && { sentinelTLS: {} }),
         // Not ioredis's failoverDetector: one that fires while a connection is being made ends it for good.
         sentinelRetryStrategy: reconnectAfter,
         retryStrategy: reconnectAfter,

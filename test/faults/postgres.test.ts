@@ -17,14 +17,20 @@ async function timed<T>(work: () => Promise<T>): Promise<{ answer: T; seconds: n
   return { answer, seconds: (performance.now() - began) / 1000 };
 }
 
+/** A system of which the api, or every worker, reaches Postgres by way of a proxy. */
+async function startBehindProxy(who: 'api' | 'worker', settings: Record<string, string> = {}) {
+  const proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
+  const system = await TestSystem.start({
+    [who]: ({ DATABASE_URL }: Record<string, string>) => ({ DATABASE_URL: proxy.through(DATABASE_URL!), ...settings }),
+  });
+  return { proxy, system };
+}
+
 describe('between the api and Postgres', () => {
   let proxy: TcpProxy;
   let system: TestSystem;
   beforeEach(async () => {
-    proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
-    system = await TestSystem.start({
-      api: ({ DATABASE_URL }) => ({ DATABASE_URL: proxy.through(DATABASE_URL!), DATABASE_POOL_SIZE: '3' }),
-    });
+    ({ proxy, system } = await startBehindProxy('api', { DATABASE_POOL_SIZE: '3' }));
   });
   afterEach(async () => {
     await system.stop();
@@ -136,10 +142,7 @@ describe('between a worker and Postgres', () => {
   let proxy: TcpProxy;
   let system: TestSystem;
   beforeEach(async () => {
-    proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
-    system = await TestSystem.start({
-      worker: ({ DATABASE_URL }) => ({ DATABASE_URL: proxy.through(DATABASE_URL!) }),
-    });
+    ({ proxy, system } = await startBehindProxy('worker'));
   });
   afterEach(async () => {
     await system.stop();

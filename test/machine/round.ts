@@ -28,6 +28,8 @@ export class Round {
   readonly jobs: TrackedJob[] = [];
   /** Whether something was done that may cut a run short through no fault of its job. */
   disturbed = false;
+  /** Jobs with a task that computes without yielding. */
+  readonly spinning = new Set<TrackedJob>();
 
   constructor(readonly world: World) {}
 
@@ -122,6 +124,4 @@ export class Round {
     if (alive.length > 0) throw new Error(`process ${alive[0]!.pid} of ${row.status} job ${job.id} lives`);
     if (row.status === 'cancelled' && row.run_id && !row.stopped_at) throw new Error(`${job.id} is not confirmed`);
   }
-
-  readonly spinning = new Set<TrackedJob>();
 }
