@@ -78,7 +78,7 @@ export default defineConfig(
   ),
   fence(
     ['src/auth/*.ts', 'src/http/*.ts', 'src/infrastructure/*.ts', 'src/config/*.ts', 'src/cli/*.ts'],
-    ['src/infrastructure/database.ts'],
+    ['src/infrastructure/database.ts', 'src/auth/api-key.repository.ts'],
     [generated],
   ),
   fence(

@@ -1,8 +1,13 @@
 import { type CanActivate, type ExecutionContext, Injectable } from '@nestjs/common';
+import { Reflector } from '@nestjs/core';
 import { type FastifyRequest } from 'fastify';
 import { ApiError } from '../http/api-error';
-import { parseAuthorization } from './api-key';
+import { hashApiKey, parseAuthorization } from './api-key';
 import { ApiKeyRepository } from './api-key.repository';
+import { type Caller } from './caller';
+
+/** Marks a handler whose own statement looks the key up. Where that finds nothing it asks the key who it is. */
+export const LooksUpKey = Reflector.createDecorator<true>();
 
 /**
  * Lets a request through if its API key is valid and its workspace active, and says who calls. The key is
@@ -10,23 +15,36 @@ import { ApiKeyRepository } from './api-key.repository';
  */
 @Injectable()
 export class ApiKeyGuard implements CanActivate {
-  constructor(private readonly keys: ApiKeyRepository) {}
+  constructor(
+    private readonly keys: ApiKeyRepository,
+    private readonly reflector: Reflector,
+  ) {}
 
   async canActivate(context: ExecutionContext): Promise<boolean> {
     const request = context.switchToHttp().getRequest<FastifyRequest>();
     // Node keeps the first of several Authorization headers; which one was meant is not ours to guess.
     const headers = request.raw.headersDistinct['authorization'] ?? [];
     const key = headers.length === 1 ? parseAuthorization(headers[0]) : undefined;
-    const owner = key && (await this.keys.findOwner(key));
-    if (!owner) {
-      const challenge = headers.length === 0 ? '' : ', error="invalid_token"';
-      throw new ApiError('invalid_api_key', 'Invalid or inactive API key', {
-        'www-authenticate': `Bearer realm="scenario-studio"${challenge}`,
-      });
-    }
-    const { workspaceActive, ...caller } = owner;
-    request.caller = caller;
-    if (!workspaceActive) throw new ApiError('workspace_inactive', 'Workspace is inactive');
+    if (!key) throw invalidKey(headers.length === 0 ? '' : INVALID_TOKEN);
+    const hash = hashApiKey(key);
+    request.presentedKey = { hash, identify: async () => (request.caller = await this.identify(hash)) };
+    if (!this.reflector.get(LooksUpKey, context.getHandler())) await request.presentedKey.identify();
     return true;
   }
+
+  private async identify(hash: string): Promise<Caller> {
+    const owner = await this.keys.findOwner(hash);
+    if (!owner) throw invalidKey(INVALID_TOKEN);
+    const { workspaceActive, ...caller } = owner;
+    if (!workspaceActive) throw new ApiError('workspace_inactive', 'Workspace is inactive');
+    return caller;
+  }
+}
+
+const INVALID_TOKEN = ', error="invalid_token"';
+
+function invalidKey(reason: string): ApiError {
+  return new ApiError('invalid_api_key', 'Invalid or inactive API key', {
+    'www-authenticate': `Bearer realm="scenario-studio"${reason}`,
+  });
 }

@@ -1,4 +1,5 @@
 import { Injectable } from '@nestjs/common';
+import { Prisma } from '../generated/prisma/client';
 import { Batches } from '../infrastructure/batches';
 import { Database } from '../infrastructure/database';
 import { newId } from '../infrastructure/ids';
@@ -17,26 +18,27 @@ export type ListedKey = {
   workspace: { slug: string; active: boolean };
 };
 
+/** The condition of a key `k` that works. */
+export const KEY_WORKS = Prisma.sql`(k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()))`;
+
 /** API keys and the workspaces that they belong to. Only their hashes are ever stored or compared. */
 @Injectable()
 export class ApiKeyRepository {
-  private readonly lookUps = new Batches<string, KeyOwner | undefined>((keys) => this.findOwners(keys));
+  private readonly lookUps = new Batches<string, KeyOwner | undefined>((hashes) => this.findOwners(hashes));
 
   constructor(private readonly database: Database) {}
 
-  /** Whose key this is, or nothing if it is unknown, expired or revoked. Asks Postgres each time, never earlier. */
-  async findOwner(key: string): Promise<KeyOwner | undefined> {
-    return this.lookUps.call(key);
+  /** Whose key has this hash, or nothing if it is unknown, expired or revoked. Asks Postgres each time. */
+  async findOwner(hash: string): Promise<KeyOwner | undefined> {
+    return this.lookUps.call(hash);
   }
 
-  private async findOwners(keys: string[]): Promise<(KeyOwner | undefined)[]> {
-    const hashes = keys.map(hashApiKey);
+  private async findOwners(hashes: string[]): Promise<(KeyOwner | undefined)[]> {
     const rows = await this.database.$queryRaw<(KeyOwner & { hash: string })[]>`
       SELECT k.hash, k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug",
              w.active AS "workspaceActive"
       FROM api_keys k JOIN workspaces w ON w.id = k.workspace_id
-      WHERE k.hash = ANY (${[...new Set(hashes)]}::text[])
-        AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())`;
+      WHERE k.hash = ANY (${[...new Set(hashes)]}::text[]) AND ${KEY_WORKS}`;
     const owners = new Map(rows.map(({ hash, ...owner }) => [hash, owner]));
     return hashes.map((hash) => owners.get(hash));
   }

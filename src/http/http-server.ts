@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { type IncomingMessage } from 'node:http';
 import { FastifyAdapter } from '@nestjs/platform-fastify';
 import { type FastifyReply, type FastifyRequest, LogController } from 'fastify';
+import { type Caller, type PresentedKey } from '../auth/caller';
 import { type Logger } from '../infrastructure/logger';
 import { type Metrics } from '../infrastructure/metrics';
 import { ApiError } from './api-error';
@@ -137,8 +138,10 @@ declare module 'fastify' {
   interface FastifyRequest {
     /** The methods that the request's path exists under. */
     allowedMethods(): string[];
+    /** Set by the API key guard, or by a handler that looks the key up itself. */
+    caller?: Caller;
     /** Set by the API key guard. */
-    caller?: { keyId: string; workspaceId: string; workspaceSlug: string };
+    presentedKey?: PresentedKey;
     /** What an operation adds to the line that is logged for its request. */
     logged?: Record<string, unknown>;
   }

@@ -23,11 +23,8 @@ export const MUTANTS = [
     name: 'cancel-reads-then-writes',
     says: 'a cancel looks at the status first and then writes without looking',
     file: repository,
-    find: /(async cancel\(request\) \{)([\s\S]*?) AND j\.status IN \('queued', 'processing'\) \$\{alsoIf\}/,
-    replace: `$1
-        const seen = await this.find(request.workspaceId, request.jobId);
-        if (!seen || !['queued', 'processing'].includes(seen.status)) return undefined;
-        return this.cancelOne(request);$2`,
+    find: /(async cancel\(request\) \{)([\s\S]*?async cancelAtOnce\(request\) \{)([\s\S]*?WHERE j\.id = asked\.id) AND j\.status IN \('queued', 'processing'\)/,
+    replace: `$1$2 return undefined;$3`,
   },
   {
     name: 'worker-trusts-the-message',

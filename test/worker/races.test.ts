@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pino } from 'pino';
+import { hashApiKey } from '../../src/auth/api-key';
 import { parseSettings } from '../../src/config/settings';
 import { Database } from '../../src/infrastructure/database';
 import { JobRepository, type Run } from '../../src/modules/scenario-jobs/job.repository';
@@ -37,8 +38,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
     if (!(await jobs.claim(run, 'worker-1'))) throw new Error('not claimed');
     return run;
   };
-  const cancel = (jobId: string) =>
-    jobs.cancel({ workspaceId: system.workspace.id, jobId, keyId: system.keyId, idempotencyKey: null });
+  const cancel = (jobId: string) => jobs.cancel({ keyHash: hashApiKey(system.key), jobId, idempotencyKey: null });
   const status = async (jobId: string) => (await system.row(jobId)).status;
 
   /** Starts both at once, in an order that changes from round to round. */

@@ -1,4 +1,6 @@
 import { Injectable } from '@nestjs/common';
+import { KEY_WORKS } from '../../auth/api-key.repository';
+import { type Caller } from '../../auth/caller';
 import { Prisma } from '../../generated/prisma/client';
 import { Batches } from '../../infrastructure/batches';
 import { Database } from '../../infrastructure/database';
@@ -29,11 +31,11 @@ export type NewJob = {
   requestId: string | null;
 };
 
-/** A cancelled job, with the run that must stop if one had begun. */
-export type CancelledJob = JobRow & { run: { id: string; workerId: string } | null };
+/** A cancelled job, whoever cancelled it, and the run that must stop if one had begun. */
+export type CancelledJob = { job: JobRow; caller: Caller; run: { id: string; workerId: string } | null };
 
-/** Who wants which job cancelled. */
-export type CancelRequest = { workspaceId: string; jobId: string; keyId: string; idempotencyKey: string | null };
+/** Which job to cancel, with the API key of this hash. */
+export type CancelRequest = { keyHash: string; jobId: string; idempotencyKey: string | null };
 
 /** What a worker gets when it claims a job. */
 export type ClaimedJob = {
@@ -66,11 +68,15 @@ const JOB = Prisma.sql`j.id, j.status::text AS status, j.error_code AS "errorCod
 const NO_SCENARIO = Prisma.sql`NULL AS "scenarioId", NULL AS "scenarioName", NULL AS "scenarioSlug"`;
 const SCENARIO = Prisma.sql`s.id AS "scenarioId", s.name AS "scenarioName", s.slug AS "scenarioSlug"`;
 
-type CancelledRow = JobRow & { runId: string | null; workerId: string | null };
-const CANCELLED = Prisma.sql`${JOB}, ${NO_SCENARIO}, j.run_id::text AS "runId", j.worker_id AS "workerId"`;
+type CancelledRow = JobRow & Caller & { runId: string | null; workerId: string | null };
 
-function withRun({ runId, workerId, ...job }: CancelledRow): CancelledJob {
-  return { ...job, run: runId && workerId ? { id: runId, workerId } : null };
+function toCancelledJob(row: CancelledRow): CancelledJob {
+  const { keyId, workspaceId, workspaceSlug, runId, workerId, ...job } = row;
+  return {
+    job,
+    caller: { keyId, workspaceId, workspaceSlug },
+    run: runId && workerId ? { id: runId, workerId } : null,
+  };
 }
 
 /** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */
@@ -90,7 +96,7 @@ const SLUG_TRIES = 5;
 @Injectable()
 export class JobRepository {
   private readonly cancels = new Batches<CancelRequest, CancelledJob | undefined>((requests) =>
-    this.cancelMany(requests),
+    this.cancelTogether(requests),
   );
 
   constructor(private readonly database: Database) {}
@@ -132,61 +138,60 @@ export class JobRepository {
   }
 
   /**
-   * Decides a cancel. queued, processing: the job is cancelled and returned. completed, failed, cancelled,
-   * missing, another workspace's: nothing is written and nothing returned. A run that finishes while we ask
-   * either had its result in before, or finds the job cancelled and can record nothing.
+   * Decides a cancel. queued, processing: the job is cancelled and returned, with whoever cancelled it. completed,
+   * failed, cancelled, missing, another workspace's, or with a key that does not work: nothing is written and nothing
+   * returned. A run that finishes while we ask either had its result in before, or finds the job cancelled and can
+   * record nothing.
    */
   async cancel(request: CancelRequest): Promise<CancelledJob | undefined> {
     if (!isId(request.jobId)) return undefined;
-    try {
-      const cancelled = await this.cancels.call(request);
-      if (cancelled) return cancelled;
-    } catch (error) {
-      // Whether it was committed is not known then. Any other error is of the batch, which wrote nothing.
-      if (isDatabaseUnavailable(error)) throw error;
-    }
-    return this.cancelOne(request, Prisma.empty);
-  }
-
-  private async cancelOne({ workspaceId, jobId, keyId, idempotencyKey }: CancelRequest, alsoIf: Prisma.Sql) {
-    const rows = await this.database.$queryRaw<CancelledRow[]>`
-      UPDATE scenario_jobs AS j
-      SET status = 'cancelled', completed_at = GREATEST(now(), j.started_at),
-          cancelled_by = ${keyId}, cancel_idempotency_key = ${idempotencyKey}
-      WHERE j.id = ${jobId} AND j.workspace_id = ${workspaceId} AND j.status IN ('queued', 'processing') ${alsoIf}
-      RETURNING ${CANCELLED}`;
-    return rows[0] && withRun(rows[0]);
+    const rows = await this.cancelEach([request], Prisma.empty);
+    return rows[0] && toCancelledJob(rows[0]);
   }
 
   /**
-   * The same for several jobs with one commit, as far as that goes without waiting: a row that somebody has locked,
-   * and a second request for the same job, are left out, and are asked for again one by one.
+   * The same, together with others that come at this moment and with one commit for all of them, as far as that
+   * goes without waiting. When it returns nothing, `cancel` has the last word.
    */
-  private async cancelMany(requests: CancelRequest[]): Promise<(CancelledJob | undefined)[]> {
-    const [only, ...others] = requests;
-    // A statement for many costs more than one for one.
-    if (only && others.length === 0) {
-      const free = Prisma.sql`AND j.id = (SELECT id FROM scenario_jobs WHERE id = ${only.jobId} FOR UPDATE SKIP LOCKED)`;
-      return [await this.cancelOne(only, free)];
+  async cancelAtOnce(request: CancelRequest): Promise<CancelledJob | undefined> {
+    if (!isId(request.jobId)) return undefined;
+    try {
+      return await this.cancels.call(request);
+    } catch (error) {
+      // Whether it was committed is not known then. Any other error is of the batch, which wrote nothing.
+      if (isDatabaseUnavailable(error)) throw error;
+      return undefined;
     }
+  }
+
+  /** Leaves out a row that somebody has locked, and a second request for the same job. */
+  private async cancelTogether(requests: CancelRequest[]): Promise<(CancelledJob | undefined)[]> {
     const first = new Map<string, CancelRequest>();
     for (const request of requests) if (!first.has(request.jobId)) first.set(request.jobId, request);
-    const rows = await this.database.$queryRaw<CancelledRow[]>`
-      WITH free AS MATERIALIZED (
-        SELECT j.id, r."keyId", r."idempotencyKey"
-        FROM json_to_recordset(${JSON.stringify([...first.values()])}::json)
-               AS r ("jobId" text, "workspaceId" text, "keyId" text, "idempotencyKey" text)
-        JOIN scenario_jobs j ON j.id = r."jobId" AND j.workspace_id = r."workspaceId"
-        WHERE j.status IN ('queued', 'processing')
-        FOR UPDATE OF j SKIP LOCKED
+    const rows = await this.cancelEach([...first.values()], Prisma.sql`SKIP LOCKED`);
+    const cancelled = new Map(rows.map((row) => [row.id, toCancelledJob(row)]));
+    return requests.map((request) => (first.get(request.jobId) === request ? cancelled.get(request.jobId) : undefined));
+  }
+
+  private async cancelEach(requests: CancelRequest[], ifLocked: Prisma.Sql): Promise<CancelledRow[]> {
+    return this.database.$queryRaw<CancelledRow[]>`
+      WITH asked AS MATERIALIZED (
+        SELECT j.id, k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug", r.idempotency_key
+        FROM unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[],
+                    ${requests.map(({ idempotencyKey }) => idempotencyKey)}::text[])
+               AS r (job_id, key_hash, idempotency_key)
+        JOIN api_keys k ON k.hash = r.key_hash
+        JOIN workspaces w ON w.id = k.workspace_id
+        JOIN scenario_jobs j ON j.id = r.job_id AND j.workspace_id = w.id
+        WHERE ${KEY_WORKS} AND w.active AND j.status IN ('queued', 'processing')
+        FOR UPDATE OF j ${ifLocked}
       )
       UPDATE scenario_jobs AS j
       SET status = 'cancelled', completed_at = GREATEST(now(), j.started_at),
-          cancelled_by = free."keyId", cancel_idempotency_key = free."idempotencyKey"
-      FROM free WHERE j.id = free.id AND j.status IN ('queued', 'processing')
-      RETURNING ${CANCELLED}`;
-    const cancelled = new Map(rows.map((row) => [row.id, withRun(row)]));
-    return requests.map((request) => (first.get(request.jobId) === request ? cancelled.get(request.jobId) : undefined));
+          cancelled_by = asked."keyId", cancel_idempotency_key = asked.idempotency_key
+      FROM asked WHERE j.id = asked.id AND j.status IN ('queued', 'processing')
+      RETURNING ${JOB}, ${NO_SCENARIO}, j.run_id::text AS "runId", j.worker_id AS "workerId",
+                asked."keyId", asked."workspaceId", asked."workspaceSlug"`;
   }
 
   /** The job, if it was cancelled by a request with this idempotency key. */

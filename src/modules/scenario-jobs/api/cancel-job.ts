@@ -1,5 +1,5 @@
 import { Inject, Injectable } from '@nestjs/common';
-import { type Caller } from '../../../auth/caller';
+import { type Caller, type PresentedKey } from '../../../auth/caller';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { Metrics } from '../../../infrastructure/metrics';
@@ -8,12 +8,17 @@ import { JobQueue } from '../job-queue';
 import { type CancelledJob, JobRepository, type JobRow } from '../job.repository';
 import { JobNotCancellable, JobNotFound } from '../job.errors';
 
-/** What a cancel found and did, for the log. */
-export type Cancelled = { job: JobRow; outcome: 'cancelled' | 'replayed'; from: 'queued' | 'processing' | 'cancelled' };
+/** What a cancel found and did, and for whom. */
+export type Cancelled = {
+  job: JobRow;
+  caller: Caller;
+  outcome: 'cancelled' | 'replayed';
+  from: 'queued' | 'processing' | 'cancelled';
+};
 
 /**
- * Cancels a job. The row decides, in one conditional statement; once it is committed nothing can complete the
- * job any more. Only then is the queue told, or the worker that runs it: both only make the effect fast, and
+ * Cancels a job. The row decides, in one conditional statement that looks the API key up as well; once it is
+ * committed nothing can complete the job any more. Only then is the queue told, or the worker that runs it: both only make the effect fast, and
  * either may fail without harm.
  *
  * - queued, delayed or waiting for a retry: cancelled, and taken out of the queue. It never starts.
@@ -21,6 +26,7 @@ export type Cancelled = { job: JobRow; outcome: 'cancelled' | 'replayed'; from: 
  * - completed, failed, cancelled: `JobNotCancellable`, unless it was cancelled by a request with the same
  *   idempotency key: then the answer of that request again.
  * - missing, malformed id, another workspace's: `JobNotFound`.
+ * - with a key that does not work: the 401 or 403 that it identifies itself with.
  * - finishing at this very moment: whichever statement Postgres takes first decides, for everyone.
  */
 @Injectable()
@@ -33,19 +39,13 @@ export class CancelJob {
     @Inject(LOGGER) private readonly logger: Logger,
   ) {}
 
-  async cancel(caller: Caller, jobId: string, idempotencyKey: string | null): Promise<Cancelled> {
-    const job = await this.jobs.cancel({
-      workspaceId: caller.workspaceId,
-      jobId,
-      keyId: caller.keyId,
-      idempotencyKey,
-    });
-    if (!job) return this.explain(caller, jobId, idempotencyKey);
-    const from = job.run ? 'processing' : 'queued';
-    this.metrics.cancelRequests.inc({ from, outcome: 'cancelled' });
-    this.metrics.finished.inc({ status: 'cancelled' });
-    await this.deliver(job);
-    return { job, outcome: 'cancelled', from };
+  async cancel(key: PresentedKey, jobId: string, idempotencyKey: string | null): Promise<Cancelled> {
+    const request = { keyHash: key.hash, jobId, idempotencyKey };
+    const cancelled = await this.jobs.cancelAtOnce(request);
+    if (cancelled) return this.deliver(cancelled);
+    const caller = await key.identify();
+    const late = await this.jobs.cancel(request);
+    return late ? this.deliver(late) : this.explain(caller, jobId, idempotencyKey);
   }
 
   /** Nothing was cancelled: says why, or repeats the answer that the first such request got. */
@@ -53,7 +53,7 @@ export class CancelJob {
     const same = idempotencyKey && (await this.jobs.findCancelledBy(caller.workspaceId, jobId, idempotencyKey));
     if (same) {
       this.metrics.cancelRequests.inc({ from: 'cancelled', outcome: 'replayed' });
-      return { job: same, outcome: 'replayed', from: 'cancelled' };
+      return { job: same, caller, outcome: 'replayed', from: 'cancelled' };
     }
     const job = await this.jobs.find(caller.workspaceId, jobId);
     this.metrics.cancelRequests.inc(
@@ -63,8 +63,17 @@ export class CancelJob {
     throw new JobNotCancellable(jobId, job.status);
   }
 
+  private async deliver(cancelled: CancelledJob): Promise<Cancelled> {
+    const { job, caller, run } = cancelled;
+    const from = run ? 'processing' : 'queued';
+    this.metrics.cancelRequests.inc({ from, outcome: 'cancelled' });
+    this.metrics.finished.inc({ status: 'cancelled' });
+    await this.makeFelt(job.id, run);
+    return { job, caller, outcome: 'cancelled', from };
+  }
+
   /** Makes the decision felt at once. If that fails, the claim, the poll or the sweep make it felt later. */
-  private async deliver({ id: jobId, run }: CancelledJob): Promise<void> {
+  private async makeFelt(jobId: string, run: CancelledJob['run']): Promise<void> {
     try {
       if (!run) {
         await this.queue.remove(jobId);

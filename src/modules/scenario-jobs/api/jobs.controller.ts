@@ -10,8 +10,8 @@ import {
   ApiTags,
 } from '@nestjs/swagger';
 import { type FastifyReply, type FastifyRequest } from 'fastify';
-import { ApiKeyGuard } from '../../../auth/api-key.guard';
-import { type Caller, CurrentCaller } from '../../../auth/caller';
+import { ApiKeyGuard, LooksUpKey } from '../../../auth/api-key.guard';
+import { type Caller, CurrentCaller, CurrentKey, type PresentedKey } from '../../../auth/caller';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { ApiError } from '../../../http/api-error';
 import { errorResponse } from '../../../http/openapi-errors';
@@ -24,6 +24,7 @@ import { CreatedScenarioJob, ScenarioJob, toScenarioJob } from './scenario-job.d
 import { ValidateCreateJob } from './validate-create-job';
 
 const IDEMPOTENCY_KEY = /^[\x20-\x7e]{1,255}$/;
+const IDEMPOTENCY_RULE = 'Idempotency-Key must be 1 to 255 printable ASCII characters, sent once';
 
 const CANCELLED_EXAMPLE = {
   id: 'j1o2b3i4d5x6',
@@ -95,6 +96,7 @@ export class JobsController {
   }
 
   @Delete(':job_id')
+  @LooksUpKey(true)
   @ApiOperation({
     operationId: 'cancelScenarioJob',
     summary: 'Cancel Scenario job',
@@ -130,12 +132,18 @@ export class JobsController {
   )
   @ApiResponse(errorResponse('Job not found', 'job_not_found', 'Job not found: j1o2b3i4d5x6'))
   async cancel(
-    @CurrentCaller() caller: Caller,
+    @CurrentKey() key: PresentedKey,
     @Param('job_id') jobId: string,
     @Req() request: FastifyRequest,
   ): Promise<ScenarioJob> {
     request.logged = { jobId };
-    const { job, outcome, from } = await this.cancelJob.cancel(caller, jobId, idempotencyKey(request));
+    const idempotencyKeys = request.raw.headersDistinct['idempotency-key'] ?? [];
+    if (!isIdempotencyKey(idempotencyKeys)) {
+      await key.identify();
+      throw new ApiError('invalid_idempotency_key', IDEMPOTENCY_RULE);
+    }
+    const { job, caller, outcome, from } = await this.cancelJob.cancel(key, jobId, idempotencyKeys[0] ?? null);
+    request.caller = caller;
     request.logged = { jobId, outcome, from };
     return this.show(job, caller);
   }
@@ -145,14 +153,6 @@ export class JobsController {
   }
 }
 
-function idempotencyKey(request: FastifyRequest): string | null {
-  const [key, ...more] = request.raw.headersDistinct['idempotency-key'] ?? [];
-  if (key === undefined) return null;
-  if (more.length > 0 || !IDEMPOTENCY_KEY.test(key)) {
-    throw new ApiError(
-      'invalid_idempotency_key',
-      'Idempotency-Key must be 1 to 255 printable ASCII characters, sent once',
-    );
-  }
-  return key;
+function isIdempotencyKey(keys: string[]): boolean {
+  return keys.length <= 1 && keys.every((key) => IDEMPOTENCY_KEY.test(key));
 }
