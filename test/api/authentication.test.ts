@@ -23,6 +23,13 @@ const ask = async (authorization: string | undefined) => {
   };
 };
 
+/** A key of the workspace that has ended: `how` is what it was set to. */
+async function endedKey(how: string): Promise<string> {
+  const { key, keyId } = await system.createKey(system.workspace.id);
+  await system.pool.query(`UPDATE api_keys SET ${how} WHERE id = $1`, [keyId]);
+  return key;
+}
+
 describe('without a valid key: 401', () => {
   it('missing', async () => {
     expect(await ask(undefined)).toEqual({ status: 401, challenge: 'Bearer realm="scenario-studio"', body: REFUSAL });
@@ -100,6 +107,41 @@ describe('with a valid key', () => {
       status: 403,
       body: { error: { type: 'authorization_error', code: 'workspace_inactive', message: 'Workspace is inactive' } },
     });
+  });
+});
+
+describe('a key that does not work cancels nothing, alone or among keys that do', () => {
+  it.each([
+    ['unknown', 401, () => newApiKey()],
+    ['revoked', 401, () => endedKey('revoked_at = now()')],
+    ['expired', 401, () => endedKey(`expires_at = now() - interval '1 second'`)],
+    ["another workspace's", 404, async () => (await system.createWorkspace()).key],
+  ])('%s: %i', async (_what, status, keyOf) => {
+    const key = await keyOf();
+    const [job, ...others] = await Promise.all(Array.from({ length: 20 }, () => system.create('quick')));
+    const withKey = { authorization: `Bearer ${key}` };
+    expect((await system.cancel(job!.id, withKey)).status).toBe(status);
+    const [refused, ...answers] = await Promise.all([
+      system.cancel(job!.id, withKey),
+      ...others.map(({ id }) => system.cancel(id)),
+    ]);
+    expect(refused.status).toBe(status);
+    expect(answers.map((answer) => answer.status)).toEqual(others.map(() => 200));
+    expect(await system.row(job!.id)).toMatchObject({ status: 'queued', cancelled_by: null });
+  });
+
+  it('of an inactive workspace: 403', async () => {
+    const { key, workspace } = await system.createWorkspace();
+    const job = await system.create('quick');
+    await system.pool.query('UPDATE scenario_jobs SET workspace_id = $1 WHERE id = $2', [workspace.id, job.id]);
+    await system.pool.query('UPDATE workspaces SET active = false WHERE id = $1', [workspace.id]);
+    expect((await system.cancel(job.id, { authorization: `Bearer ${key}` })).status).toBe(403);
+    expect((await system.row(job.id)).status).toBe('queued');
+  });
+
+  it('is told so before anything else that is wrong', async () => {
+    const headers = { authorization: `Bearer ${newApiKey()}`, 'idempotency-key': 'x'.repeat(256) };
+    expect((await system.cancel('j1o2b3i4d5x6', headers)).status).toBe(401);
   });
 });
 
