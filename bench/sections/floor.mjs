@@ -53,7 +53,7 @@ export async function measure({ stage, load, rounds, quick, say }) {
 }
 
 /** One at a time, so that a batch counts for one: both sides' code is compiled as it is after hours of service. */
-export async function warmUp({ load, site, floor, make, quick }) {
+async function warmUp({ load, site, floor, make, quick }) {
   const count = quick ? 500 : 3000;
   const ids = await make(2 * count);
   await analyse(site);

@@ -27,15 +27,16 @@ export class ApiKeyGuard implements CanActivate {
     const key = headers.length === 1 ? parseAuthorization(headers[0]) : undefined;
     if (!key) throw invalidKey(headers.length === 0 ? '' : INVALID_TOKEN);
     const hash = hashApiKey(key);
-    request.presentedKey = { hash, identify: async () => (request.caller = await this.identify(hash)) };
+    request.presentedKey = { hash, identify: () => this.identify(request, hash) };
     if (!this.reflector.get(LooksUpKey, context.getHandler())) await request.presentedKey.identify();
     return true;
   }
 
-  private async identify(hash: string): Promise<Caller> {
+  private async identify(request: FastifyRequest, hash: string): Promise<Caller> {
     const owner = await this.keys.findOwner(hash);
     if (!owner) throw invalidKey(INVALID_TOKEN);
     const { workspaceActive, ...caller } = owner;
+    request.caller = caller;
     if (!workspaceActive) throw new ApiError('workspace_inactive', 'Workspace is inactive');
     return caller;
   }

@@ -4,9 +4,10 @@ import { Batches } from '../infrastructure/batches';
 import { Database } from '../infrastructure/database';
 import { newId } from '../infrastructure/ids';
 import { hashApiKey, newApiKey } from './api-key';
+import { type Caller } from './caller';
 
 /** Whom a key speaks for. */
-export type KeyOwner = { keyId: string; workspaceId: string; workspaceSlug: string; workspaceActive: boolean };
+export type KeyOwner = Caller & { workspaceActive: boolean };
 
 /** A key as its owner may see it: everything but the key. */
 export type ListedKey = {

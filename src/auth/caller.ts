@@ -4,13 +4,6 @@ import { type FastifyRequest } from 'fastify';
 /** Who makes a request: an API key of a workspace. */
 export type Caller = { keyId: string; workspaceId: string; workspaceSlug: string };
 
-/** The caller, as a parameter of a handler behind the API key guard. */
-export const CurrentCaller = createParamDecorator((_: unknown, context: ExecutionContext): Caller => {
-  const { caller } = context.switchToHttp().getRequest<FastifyRequest>();
-  if (!caller) throw new Error('CurrentCaller needs the ApiKeyGuard');
-  return caller;
-});
-
 /** An API key as a request presents it, not yet looked up. */
 export type PresentedKey = {
   hash: string;
@@ -18,9 +11,16 @@ export type PresentedKey = {
   identify(): Promise<Caller>;
 };
 
+/** The caller, as a parameter of a handler behind the API key guard. */
+export const CurrentCaller = setByGuard('caller');
+
 /** The key, as a parameter of a handler that is marked `LooksUpKey`. */
-export const CurrentKey = createParamDecorator((_: unknown, context: ExecutionContext): PresentedKey => {
-  const { presentedKey } = context.switchToHttp().getRequest<FastifyRequest>();
-  if (!presentedKey) throw new Error('CurrentKey needs the ApiKeyGuard');
-  return presentedKey;
-});
+export const CurrentKey = setByGuard('presentedKey');
+
+function setByGuard(property: 'caller' | 'presentedKey') {
+  return createParamDecorator((_: unknown, context: ExecutionContext) => {
+    const value = context.switchToHttp().getRequest<FastifyRequest>()[property];
+    if (!value) throw new Error(`${property} is set by the ApiKeyGuard, which has not run`);
+    return value;
+  });
+}

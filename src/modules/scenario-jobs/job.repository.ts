@@ -145,8 +145,8 @@ export class JobRepository {
    */
   async cancel(request: CancelRequest): Promise<CancelledJob | undefined> {
     if (!isId(request.jobId)) return undefined;
-    const rows = await this.cancelEach([request], Prisma.empty);
-    return rows[0] && toCancelledJob(rows[0]);
+    const [cancelled] = await this.cancelEach([request], Prisma.empty);
+    return cancelled;
   }
 
   /**
@@ -168,13 +168,13 @@ export class JobRepository {
   private async cancelTogether(requests: CancelRequest[]): Promise<(CancelledJob | undefined)[]> {
     const first = new Map<string, CancelRequest>();
     for (const request of requests) if (!first.has(request.jobId)) first.set(request.jobId, request);
-    const rows = await this.cancelEach([...first.values()], Prisma.sql`SKIP LOCKED`);
-    const cancelled = new Map(rows.map((row) => [row.id, toCancelledJob(row)]));
+    const jobs = await this.cancelEach([...first.values()], Prisma.sql`SKIP LOCKED`);
+    const cancelled = new Map(jobs.map((one) => [one.job.id, one]));
     return requests.map((request) => (first.get(request.jobId) === request ? cancelled.get(request.jobId) : undefined));
   }
 
-  private async cancelEach(requests: CancelRequest[], ifLocked: Prisma.Sql): Promise<CancelledRow[]> {
-    return this.database.$queryRaw<CancelledRow[]>`
+  private async cancelEach(requests: CancelRequest[], ifLocked: Prisma.Sql): Promise<CancelledJob[]> {
+    const rows = await this.database.$queryRaw<CancelledRow[]>`
       WITH asked AS MATERIALIZED (
         SELECT j.id, k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug", r.idempotency_key
         FROM unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[],
@@ -192,6 +192,7 @@ export class JobRepository {
       FROM asked WHERE j.id = asked.id AND j.status IN ('queued', 'processing')
       RETURNING ${JOB}, ${NO_SCENARIO}, j.run_id::text AS "runId", j.worker_id AS "workerId",
                 asked."keyId", asked."workspaceId", asked."workspaceSlug"`;
+    return rows.map(toCancelledJob);
   }
 
   /** The job, if it was cancelled by a request with this idempotency key. */
