@@ -9,7 +9,7 @@ const INDEXES = [
 ];
 
 /**
- * Rows of jobs that have ended (nine of ten) or wait. The triggers are off while they are inserted, for they let only
+ * Rows of jobs that have ended, but for one in a thousand, which waits. The triggers are off while they are inserted, for they let only
  * queued jobs in, and the indexes are made anew afterwards. Every check of the table holds for every row.
  */
 export async function fillTable(pool, workspaceId, rows) {
@@ -49,8 +49,8 @@ async function insert(client, workspaceId, rows) {
        CASE WHEN status = 'failed' THEN 'GENERATION_ERROR' END, CASE WHEN status = 'failed' THEN 'It failed' END,
        CASE WHEN status = 'cancelled' THEN now() - interval '23 hours' END,
        CASE WHEN status = 'cancelled' THEN 'graceful'::stop_kind END
-     FROM (SELECT i, CASE WHEN i % 10 = 0 THEN 'queued' WHEN i % 2 = 0 THEN 'cancelled' ELSE 'failed' END AS status,
-             i % 10 <> 0 AS ran FROM generate_series(1, $2::int) AS i) AS job`,
+     FROM (SELECT i, CASE WHEN i % 1000 = 0 THEN 'queued' WHEN i % 2 = 0 THEN 'cancelled' ELSE 'failed' END AS status,
+             i % 1000 <> 0 AS ran FROM generate_series(1, $2::int) AS i) AS job`,
     [workspaceId, rows],
   );
 }
