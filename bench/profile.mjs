@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { prepare, root } from '../scripts/prepare.mjs';
 import { cpuSeconds } from './proc.mjs';
-import { analyse, cancelAll, checkCancelled, makeQueued, openSite } from './site.mjs';
+import { cancelAll, checkCancelled, makeQueued, openSite } from './site.mjs';
 import { Stage } from './stage.mjs';
 import { table } from './text.mjs';
 
@@ -45,7 +45,6 @@ async function profile(load, concurrency, count) {
     environment: { PROFILE_FILE: file },
   });
   const ids = await makeQueued(site, count + WARM);
-  await analyse(site);
   await cancelAll(load, site, site.api, ids.slice(0, WARM), 16);
   const cpu = cpuSeconds(site.api.pid);
   process.kill(site.api.pid, 'SIGUSR2');

@@ -65,11 +65,6 @@ export async function makeProcessing(site, count, workerId) {
   return ids;
 }
 
-/** Lets Postgres know what is in the table: a plan that was made while it was empty would be kept, and be a bad one. */
-export async function analyse({ pool }) {
-  await pool.query('VACUUM ANALYZE scenario_jobs');
-}
-
 export async function insertRows({ pool, workspaceId }, ids) {
   await pool.query(
     `INSERT INTO scenario_jobs (id, workspace_id, user_email, prompt)

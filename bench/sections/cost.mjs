@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { root } from '../../scripts/prepare.mjs';
 import { childrenOf, cpuSeconds, memoryOf } from '../proc.mjs';
-import { analyse, cancelAll, checkCancelled, createMany, makeQueued, openSite } from '../site.mjs';
+import { cancelAll, checkCancelled, createMany, makeQueued, openSite } from '../site.mjs';
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, ranged, table } from '../text.mjs';
 
@@ -41,7 +41,6 @@ async function measureCpu({ stage, load, site, floor, rounds, quick, say }) {
   const count = quick ? 300 : 2000;
   const side = (server) => async () => {
     const ids = await makeQueued(site, count);
-    await analyse(site);
     const spent = () => ({
       server: cpuSeconds(server.pid),
       postgres: cpuSeconds(stage.processes.pidOf('postgres'), { withChildren: true }),

@@ -1,5 +1,5 @@
 // create-get: the other two operations over their floors, so that tuning the cancel does not wreck them.
-import { analyse, createMany, getAll, makeQueued, openSite } from '../site.mjs';
+import { createMany, getAll, makeQueued, openSite } from '../site.mjs';
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, ranged, table } from '../text.mjs';
 
@@ -14,7 +14,6 @@ export async function measure({ stage, load, rounds, quick, say }) {
   const site = await openSite(stage, 'create-get');
   const floor = await stage.startFloor('floor-create-get', site.environment);
   const ids = await makeQueued(site, quick ? 500 : 1200);
-  await analyse(site);
   const operations = {
     create: (server, count, concurrency) => createMany(load, site, server, count, concurrency),
     get: (server, count, concurrency) => getAll(load, site, server, fill(ids, count), concurrency),
@@ -23,7 +22,6 @@ export async function measure({ stage, load, rounds, quick, say }) {
   for (const [operation, run] of Object.entries(operations)) {
     say(`create-get: ${operation}, warming up`);
     for (const server of [site.api, floor]) await run(server, quick ? 300 : 1000, 16);
-    await analyse(site);
     for (const [concurrency, count] of Object.entries(quick ? QUICK : FULL)) {
       const before = await counts(site);
       const side = (server) => () => run(server, count, Number(concurrency));

@@ -1,14 +1,5 @@
 // floor: how near the service's cancels come to a hand-written server that has the same effects.
-import {
-  analyse,
-  cancelAll,
-  checkCancelled,
-  checkHeard,
-  listen,
-  makeProcessing,
-  makeQueued,
-  openSite,
-} from '../site.mjs';
+import { cancelAll, checkCancelled, checkHeard, listen, makeProcessing, makeQueued, openSite } from '../site.mjs';
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, percent, ranged, table } from '../text.mjs';
 
@@ -33,7 +24,6 @@ export async function measure({ stage, load, rounds, quick, say }) {
     listener.heard = 0;
     for (const [concurrency, count] of Object.entries(quick ? QUICK : FULL)) {
       const ids = await make[from](2 * rounds * count);
-      await analyse(site);
       const run = (server, side) => (round) => {
         const first = (2 * round + side) * count;
         return cancelAll(load, site, server, ids.slice(first, first + count), Number(concurrency));
@@ -56,7 +46,6 @@ export async function measure({ stage, load, rounds, quick, say }) {
 async function warmUp({ load, site, floor, make, quick }) {
   const count = quick ? 500 : 3000;
   const ids = await make(2 * count);
-  await analyse(site);
   await cancelAll(load, site, site.api, ids.slice(0, count), 1);
   await cancelAll(load, site, floor, ids.slice(count), 1);
 }

@@ -2,7 +2,7 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { root } from '../../scripts/prepare.mjs';
-import { analyse, cancelAll, checkCancelled, makeQueued, openSite } from '../site.mjs';
+import { cancelAll, checkCancelled, makeQueued, openSite } from '../site.mjs';
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, ranged, table } from '../text.mjs';
 
@@ -28,7 +28,6 @@ export async function measure({ stage, load, rounds, quick, say }) {
   const peers = await openPeers({ stage, quick, say });
   const service = async (count, concurrency) => {
     const ids = await makeQueued(site, count);
-    await analyse(site);
     const measured = await cancelAll(load, site, site.api, ids, concurrency);
     await checkCancelled(site, ids);
     return measured;
