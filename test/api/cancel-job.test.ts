@@ -94,6 +94,52 @@ describe('DELETE of a queued job', () => {
   });
 });
 
+describe('DELETE of one of many queued jobs', () => {
+  let crowded: TestSystem;
+  beforeAll(async () => {
+    crowded = await TestSystem.start({ workers: 0 });
+  });
+  afterAll(() => crowded.stop());
+
+  /** Rows of the jobs' table that any statement has looked at, and those that were updated. */
+  async function rowsRead() {
+    const { rows } = await crowded.pool.query(`
+      SELECT t.n_tup_upd::int AS updated,
+             (t.seq_tup_read + (SELECT sum(i.idx_tup_read) FROM pg_stat_user_indexes i WHERE i.relid = t.relid))::int AS read
+      FROM pg_stat_user_tables t WHERE t.relname = 'scenario_jobs'`);
+    return rows[0] as { updated: number; read: number };
+  }
+
+  it('looks at that one only, also when the statistics of the table are of a time with an empty queue', async () => {
+    const insert = `INSERT INTO scenario_jobs (id, workspace_id, user_email, prompt)
+      SELECT $1 || lpad(i::text, 11, '0'), $2, 'ada@example.com', 'quick' FROM generate_series(1, $3::int) AS i`;
+    await crowded.pool.query('ALTER TABLE scenario_jobs SET (autovacuum_enabled = false)');
+    await crowded.pool.query(insert, ['e', crowded.workspace.id, 500]);
+    await crowded.pool.query(`UPDATE scenario_jobs SET status = 'cancelled', completed_at = now(), cancelled_by = $1`, [
+      crowded.keyId,
+    ]);
+    await crowded.pool.query('VACUUM ANALYZE scenario_jobs');
+    await crowded.pool.query(insert, ['q', crowded.workspace.id, 4000]);
+    const counted = await eventually('the rows so far are counted', async () => {
+      const { updated, read } = await rowsRead();
+      return updated === 500 && { read };
+    });
+    for (let job = 1; job <= 20; job++) {
+      expect((await crowded.cancel(`q${String(job).padStart(11, '0')}`)).status).toBe(200);
+    }
+    const together = Array.from({ length: 20 }, (_, job) => crowded.cancel(`q${String(job + 21).padStart(11, '0')}`));
+    for (const { status } of await Promise.all(together)) expect(status).toBe(200);
+    // A connection tells what it has counted when it ends.
+    await crowded.api.stop();
+    const after = await eventually('the cancels are counted', async () => {
+      const { updated, read } = await rowsRead();
+      return updated === 540 && { read };
+    });
+    // Each cancelled row is found twice, by its id; a generous few of anything else.
+    expect(after.read - counted.read).toBeLessThan(40 * 10);
+  });
+});
+
 describe('DELETE with an Idempotency-Key', () => {
   it('answers a retry with the 200 of the request that cancelled the job', async () => {
     const { id } = await system.create('quick');
