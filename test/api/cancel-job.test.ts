@@ -96,47 +96,57 @@ describe('DELETE of a queued job', () => {
 
 describe('DELETE of one of many queued jobs', () => {
   let crowded: TestSystem;
-  beforeAll(async () => {
+  beforeEach(async () => {
     crowded = await TestSystem.start({ workers: 0 });
+    await crowded.pool.query('ALTER TABLE scenario_jobs SET (autovacuum_enabled = false)');
   });
-  afterAll(() => crowded.stop());
+  afterEach(() => crowded.stop());
 
-  /** Rows of the jobs' table that any statement has looked at, and those that were updated. */
-  async function rowsRead() {
-    const { rows } = await crowded.pool.query(`
-      SELECT t.n_tup_upd::int AS updated,
-             (t.seq_tup_read + (SELECT sum(i.idx_tup_read) FROM pg_stat_user_indexes i WHERE i.relid = t.relid))::int AS read
-      FROM pg_stat_user_tables t WHERE t.relname = 'scenario_jobs'`);
-    return rows[0] as { updated: number; read: number };
+  const idOf = (job: number) => `q${String(job).padStart(11, '0')}`;
+
+  async function insertQueued(from: number, to: number, workspaceId = crowded.workspace.id) {
+    await crowded.pool.query(
+      `INSERT INTO scenario_jobs (id, workspace_id, user_email, prompt)
+       SELECT 'q' || lpad(i::text, 11, '0'), $1, 'ada@example.com', 'quick' FROM generate_series($2::int, $3::int) AS i`,
+      [workspaceId, from, to],
+    );
   }
 
-  it('looks at that one only, also when the statistics of the table are of a time with an empty queue', async () => {
-    const insert = `INSERT INTO scenario_jobs (id, workspace_id, user_email, prompt)
-      SELECT $1 || lpad(i::text, 11, '0'), $2, 'ada@example.com', 'quick' FROM generate_series(1, $3::int) AS i`;
-    await crowded.pool.query('ALTER TABLE scenario_jobs SET (autovacuum_enabled = false)');
-    await crowded.pool.query(insert, ['e', crowded.workspace.id, 500]);
-    await crowded.pool.query(`UPDATE scenario_jobs SET status = 'cancelled', completed_at = now(), cancelled_by = $1`, [
-      crowded.keyId,
-    ]);
-    await crowded.pool.query('VACUUM ANALYZE scenario_jobs');
-    await crowded.pool.query(insert, ['q', crowded.workspace.id, 4000]);
-    const counted = await eventually('the rows so far are counted', async () => {
-      const { updated, read } = await rowsRead();
-      return updated === 500 && { read };
+  /** How many rows of jobs were updated, and how many any statement has looked at; once so many were updated. */
+  function rowsRead(updated: number) {
+    return eventually(`${updated} updates are counted`, async () => {
+      const { rows } = await crowded.pool.query<{ updated: number; read: number }>(`
+        SELECT n_tup_upd::int AS updated,
+          (seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes i WHERE i.relid = t.relid))::int AS read
+        FROM pg_stat_user_tables t WHERE relname = 'scenario_jobs'`);
+      return rows[0]!.updated === updated && rows[0];
     });
-    for (let job = 1; job <= 20; job++) {
-      expect((await crowded.cancel(`q${String(job).padStart(11, '0')}`)).status).toBe(200);
+  }
+
+  it.each([
+    ['there are no statistics of the table', { ended: 0 }],
+    ['its statistics are of a time with an empty queue', { ended: 500 }],
+    ['they know nothing of the workspace', { ended: 500, of: 'another' }],
+  ])('looks at that one only, also when %s', async (_when, { ended, of }) => {
+    if (ended > 0) {
+      const { workspace } = of === 'another' ? await crowded.createWorkspace() : crowded;
+      await insertQueued(1, ended, workspace.id);
+      await crowded.pool.query(
+        `UPDATE scenario_jobs SET status = 'cancelled', completed_at = now(), cancelled_by = $1`,
+        [crowded.keyId],
+      );
+      await crowded.pool.query('VACUUM ANALYZE scenario_jobs');
     }
-    const together = Array.from({ length: 20 }, (_, job) => crowded.cancel(`q${String(job + 21).padStart(11, '0')}`));
+    await insertQueued(ended + 1, ended + 4000);
+    const before = await rowsRead(ended);
+    for (let job = ended + 1; job <= ended + 20; job++) expect((await crowded.cancel(idOf(job))).status).toBe(200);
+    const together = Array.from({ length: 20 }, (_, job) => crowded.cancel(idOf(ended + 21 + job)));
     for (const { status } of await Promise.all(together)) expect(status).toBe(200);
     // A connection tells what it has counted when it ends.
     await crowded.api.stop();
-    const after = await eventually('the cancels are counted', async () => {
-      const { updated, read } = await rowsRead();
-      return updated === 540 && { read };
-    });
-    // Each cancelled row is found twice, by its id; a generous few of anything else.
-    expect(after.read - counted.read).toBeLessThan(40 * 10);
+    const after = await rowsRead(ended + 40);
+    // Each is found twice, by its id; a generous few of anything else.
+    expect(after.read - before.read).toBeLessThan(40 * 10);
   });
 });
 

@@ -80,12 +80,11 @@ function toCancelledJob(row: CancelledRow): CancelledJob {
 }
 
 /**
- * With these two, a statement that joins reaches a job by its primary key alone: no other index serves them. Written
- * as `status IN (…)` and a plain `=` they would invite Postgres, whose statistics may be of a time with an empty queue
- * and few jobs, to read every job of the queue or of the workspace for each that is cancelled.
+ * Not `status IN ('queued', 'processing')`, which is the condition of the index `scenario_jobs_unfinished`: in a
+ * statement that joins, Postgres would read all of that index for each job, if its statistics are of a time with an
+ * empty queue. This condition no index serves, so that a job is reached by its primary key.
  */
 const NOT_FINISHED = Prisma.sql`j.status NOT IN ('completed', 'failed', 'cancelled')`;
-const OF_WORKSPACE = Prisma.sql`j.workspace_id || '' = w.id`;
 
 /** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */
 const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
@@ -190,7 +189,7 @@ export class JobRepository {
                AS r (job_id, key_hash, idempotency_key)
         JOIN api_keys k ON k.hash = r.key_hash
         JOIN workspaces w ON w.id = k.workspace_id
-        JOIN scenario_jobs j ON j.id = r.job_id AND ${OF_WORKSPACE}
+        JOIN scenario_jobs j ON j.id = r.job_id AND j.workspace_id = w.id
         WHERE ${KEY_WORKS} AND w.active AND ${NOT_FINISHED}
         FOR UPDATE OF j ${ifLocked}
       )
