@@ -1,9 +1,9 @@
 // The plot of `growth`: how much longer a cancel takes when something has grown, by how often it has grown.
 
-const WIDTH = 720;
+const WIDTH = 780;
 const HEIGHT = 400;
 const LEFT = 60;
-const RIGHT = 170;
+const RIGHT = 230;
 const TOP = 30;
 const BOTTOM = 50;
 const COLOURS = ['#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#8c564b'];
