@@ -1,4 +1,5 @@
 import { newApiKey } from '../../src/auth/api-key';
+import { eventually } from '../support/eventually';
 import { parseAnswer, rawHttp } from '../support/raw-http';
 import { type ErrorBody, TestSystem } from '../support/test-system';
 
@@ -100,13 +101,19 @@ describe('with a valid key', () => {
     expect((await ask(`Bearer ${key}`)).status).toBe(401);
   });
 
-  it('of an inactive workspace: 403', async () => {
-    const { key, workspace } = await system.createWorkspace();
+  it('of an inactive workspace: 403, and the log says whose key it was', async () => {
+    const { key, keyId, workspace } = await system.createWorkspace();
     await system.pool.query('UPDATE workspaces SET active = false WHERE id = $1', [workspace.id]);
     expect(await ask(`Bearer ${key}`)).toMatchObject({
       status: 403,
       body: { error: { type: 'authorization_error', code: 'workspace_inactive', message: 'Workspace is inactive' } },
     });
+    await eventually('the request is logged', () =>
+      system.api.logs.find(
+        (line) =>
+          line.msg === 'request' && line.status === 403 && line.workspaceId === workspace.id && line.keyId === keyId,
+      ),
+    );
   });
 });
 

@@ -124,12 +124,12 @@ describe('DELETE of one of many queued jobs', () => {
   }
 
   it.each([
-    ['there are no statistics of the table', { ended: 0 }],
-    ['its statistics are of a time with an empty queue', { ended: 500 }],
-    ['they know nothing of the workspace', { ended: 500, of: 'another' }],
+    ['there are no statistics of the table', { ended: 0, of: 'this workspace' }],
+    ['its statistics are of a time with an empty queue', { ended: 500, of: 'this workspace' }],
+    ['they know nothing of the workspace', { ended: 500, of: 'another workspace' }],
   ])('looks at that one only, also when %s', async (_when, { ended, of }) => {
     if (ended > 0) {
-      const { workspace } = of === 'another' ? await crowded.createWorkspace() : crowded;
+      const { workspace } = of === 'another workspace' ? await crowded.createWorkspace() : crowded;
       await insertQueued(1, ended, workspace.id);
       await crowded.pool.query(
         `UPDATE scenario_jobs SET status = 'cancelled', completed_at = now(), cancelled_by = $1`,
