@@ -9,8 +9,8 @@ const INDEXES = [
 ];
 
 /**
- * Rows of jobs that have ended. The triggers are off while they are inserted, for they let only
- * queued jobs in, and the indexes are made anew afterwards. Every check of the table holds for every row.
+ * Rows of jobs that have ended. The triggers are off while they are inserted, for they let only queued jobs in, and the
+ * indexes are made anew afterwards. Every check of the table holds for every row.
  */
 export async function fillTable(pool, workspaceId, rows) {
   const client = await pool.connect();

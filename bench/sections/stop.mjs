@@ -74,12 +74,7 @@ async function cancelInService(site, watch, prompt, how) {
   const answer = await send(site, 'DELETE', `${JOBS}/${body.id}`);
   const answered = process.hrtime.bigint();
   if (answer.status !== 200 || answer.body.status !== 'cancelled') throw new Error(`cancel: ${answer.status}`);
-  const ended = await gone;
-  const measured = {
-    ms: between(began, ended),
-    answeredMs: between(began, answered),
-    afterMs: between(answered, ended),
-  };
+  const measured = { ms: between(began, await gone), answeredMs: between(began, answered) };
   await checkStopped(site, body.id, how);
   return measured;
 }
@@ -124,6 +119,7 @@ async function openInProcess(stage, { name }) {
 }
 
 function resultOf(cooperative, cpuBound, never, ackMs) {
+  const afterAnswer = cooperative.service.map(({ ms, answeredMs }) => ({ ms: ms - answeredMs }));
   const beyondAck = cpuBound.service.map(({ ms }) => ({ ms: ms - ackMs }));
   return {
     rounds: { cooperative: cooperative.service.length, cpuBound: cpuBound.service.length },
@@ -132,11 +128,7 @@ function resultOf(cooperative, cpuBound, never, ackMs) {
     cooperative: Object.fromEntries(Object.entries(cooperative).map(([side, all]) => [side, figureOf(all, 'ms')])),
     answered: figureOf(cooperative.service, 'answeredMs'),
     ratio: { ...ratioOf(cooperative.service, cooperative.bare, 'ms'), atMost: 1.5 },
-    afterAnswer: ratioOf(
-      cooperative.service.map(({ afterMs }) => ({ ms: afterMs })),
-      cooperative.bare,
-      'ms',
-    ),
+    afterAnswer: ratioOf(afterAnswer, cooperative.bare, 'ms'),
     cpuBound: { service: figureOf(cpuBound.service, 'ms'), bare: figureOf(cpuBound.bare, 'ms') },
     beyondAck: { ...figureOf(beyondAck, 'ms'), atMost: BEYOND_ACK_MS },
     never,
