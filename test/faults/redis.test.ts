@@ -40,6 +40,12 @@ describe('between the service and Redis', () => {
     const { job, pid } = await system.createRunning('cooperative');
     proxy.slow(() => 1500);
     expect((await system.cancel(job.id)).status).toBe(200);
+    await system.api.untilLogged('cancel could not be delivered, and will be noticed later', job.id);
+    const about = system.api.logs.filter((line) => line.jobId === job.id && line.method !== 'POST');
+    expect(about.map(({ msg }) => msg)).toEqual([
+      'request',
+      'cancel could not be delivered, and will be noticed later',
+    ]);
     await system.untilStopped(job.id);
     expect(await groupIsAlive(pid)).toBe(false);
     const queued = await system.create('quick');

@@ -66,9 +66,11 @@ export class CancelJob {
   private async deliver(cancelled: CancelledJob): Promise<Cancelled> {
     const { job, caller, run } = cancelled;
     const from = run ? 'processing' : 'queued';
+    const felt = this.makeFelt(job.id, run);
     this.metrics.cancelRequests.inc({ from, outcome: 'cancelled' });
     this.metrics.finished.inc({ status: 'cancelled' });
-    await this.makeFelt(job.id, run);
+    // With its answer the caller may find the queue without the job. That a worker has been told changes nothing for it.
+    if (!run) await felt;
     return { job, caller, outcome: 'cancelled', from };
   }
 
