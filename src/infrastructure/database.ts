@@ -33,6 +33,8 @@ function statementNames(): (query: { sql: string }) => string {
 export class Database extends PrismaClient implements OnApplicationShutdown {
   constructor(@Inject(SETTINGS_TOKEN) settings: Settings, @Inject(LOGGER) logger: Logger) {
     super({
+      // Prisma would note for each statement where it was called, and read the source file of one that fails.
+      errorFormat: 'minimal',
       adapter: new PrismaPg(
         {
           connectionString: settings.DATABASE_URL,
