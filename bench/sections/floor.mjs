@@ -7,7 +7,9 @@ const FULL = { 1: 500, 16: 1000, 64: 2000 };
 const QUICK = { 1: 80, 16: 200, 64: 400 };
 
 export const about = `Cancels of the service over those of the floor: \`bench/floor-server.mjs\`, which is node:http, pg with
-prepared statements and BullMQ's own script, and nothing else: no validation, no log, no metrics, no errors.`;
+prepared statements and BullMQ's own script, and nothing else: no validation, no log, no metrics, no errors. Three things it does
+not do that the service does: look the key up in the statement that cancels, share commits, and answer the
+cancel of a processing job without waiting for Redis.`;
 
 export async function measure({ stage, load, rounds, quick, say }) {
   const site = await openSite(stage, 'floor');
