@@ -6,6 +6,8 @@ import { groupIsAlive, TestSystem } from '../support/test-system';
 /** Only the doorbell: with the poll so far away a stop proves that a message came through. */
 const NO_POLL = { CANCEL_POLL_MS: '3600000', BLIND_MS: '7200000', WORKER_LOST_MS: '10800000' };
 
+const UNDELIVERED = 'cancel could not be delivered, and will be noticed later';
+
 const isStopping = (system: TestSystem, jobId: string) =>
   system.workers[0]!.logged('stopping: the job was cancelled', jobId);
 
@@ -40,12 +42,9 @@ describe('between the service and Redis', () => {
     const { job, pid } = await system.createRunning('cooperative');
     proxy.slow(() => 1500);
     expect((await system.cancel(job.id)).status).toBe(200);
-    await system.api.untilLogged('cancel could not be delivered, and will be noticed later', job.id);
+    await system.api.untilLogged(UNDELIVERED, job.id);
     const about = system.api.logs.filter((line) => line.jobId === job.id && line.method !== 'POST');
-    expect(about.map(({ msg }) => msg)).toEqual([
-      'request',
-      'cancel could not be delivered, and will be noticed later',
-    ]);
+    expect(about.map(({ msg }) => msg)).toEqual(['request', UNDELIVERED]);
     await system.untilStopped(job.id);
     expect(await groupIsAlive(pid)).toBe(false);
     const queued = await system.create('quick');
