@@ -1,7 +1,7 @@
 # One image, three commands:
-#   node dist/main.api.js      (the default)
-#   node dist/main.worker.js
-#   node dist/cli/migrate.js
+#   dist/main.api.js      (the default)
+#   dist/main.worker.js
+#   dist/cli/migrate.js
 # A worker starts processes of its own: run it with an init process (`docker run --init`, `init: true` in compose),
 # so that whatever they leave behind is buried.
 
@@ -18,7 +18,7 @@ COPY package.json package-lock.json .npmrc ./
 RUN npm ci --omit=dev --omit=optional --omit=peer
 
 FROM node:24-slim
-ENV NODE_ENV=production NODE_OPTIONS=--enable-source-maps
+ENV NODE_ENV=production
 WORKDIR /app
 COPY --from=packages /app/node_modules node_modules
 COPY --from=build /app/dist dist
@@ -26,4 +26,6 @@ COPY package.json ./
 COPY prisma prisma
 USER node
 EXPOSE 3000 3001
-CMD ["node", "dist/main.api.js"]
+# As in package.json: they keep an api that nobody asks for a while as fast as it was.
+ENTRYPOINT ["node", "--enable-source-maps", "--no-memory-reducer", "--min-semi-space-size=16"]
+CMD ["dist/main.api.js"]

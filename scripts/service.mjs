@@ -1,4 +1,5 @@
 // The whole service for development: its servers, its database, an api and a worker. Used by up and demo.
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -6,6 +7,11 @@ import { root } from './prepare.mjs';
 import { freePort, startPostgres, startRedis } from './servers.mjs';
 
 const READY_WITHIN_MS = 60_000;
+
+/** The flags of Node with which `npm run start:api` and `start:worker` start their programs. */
+export const NODE_FLAGS = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+  .scripts['start:api'].split(' ')
+  .slice(1, -1);
 
 /** What a running `npm run up` tells other scripts: its process id, its database, its Redis and its URL. */
 export const STATE = join(root, '.local', 'up', 'environment.json');
@@ -82,7 +88,7 @@ export async function startService(processes, environment, { onExit, stdio }) {
     onExit(why);
   };
   const start = (name, program) =>
-    processes.start(name, process.execPath, ['--enable-source-maps', join(root, 'dist', program)], {
+    processes.start(name, process.execPath, [...NODE_FLAGS, join(root, 'dist', program)], {
       env: { ...process.env, ...environment },
       onExit: watch,
       ...(stdio && { stdio }),

@@ -58,6 +58,16 @@ describe('.env.example', () => {
   });
 });
 
+describe('the Dockerfile', () => {
+  it('starts Node with the flags of package.json', () => {
+    const { scripts } = JSON.parse(read('package.json')) as { scripts: Record<string, string> };
+    const [node] = scripts['start:api']!.split(' dist/');
+    expect(scripts['start:worker']!.split(' dist/')[0]).toBe(node);
+    const entrypoint = /^ENTRYPOINT (.*)$/m.exec(read('Dockerfile'))?.[1] ?? '';
+    expect((JSON.parse(entrypoint) as string[]).join(' ')).toBe(node);
+  });
+});
+
 describe('docs/guarantees.md', () => {
   const backed = rowsOf(read('docs/guarantees.md')).filter(([, file]) => /^`(test|src)\//.test(file ?? ''));
 

@@ -1,15 +1,22 @@
 // floor: how near the service's cancels come to a hand-written server that has the same effects.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { cancelAll, checkCancelled, checkHeard, listen, makeProcessing, makeQueued, openSite } from '../site.mjs';
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, percent, ranged, table } from '../text.mjs';
 
-const FULL = { 1: 500, 16: 1000, 64: 2000 };
+const FULL = { 1: 1000, 16: 1000, 64: 2000 };
 const QUICK = { 1: 80, 16: 200, 64: 400 };
+const WARM_UP = { turns: 4, cancels: 5000 };
+const QUICK_WARM_UP = { turns: 1, cancels: 1000 };
+/** Long enough for a pool to close its connections, and for V8 to give back memory and compiled code. */
+const PAUSE_MS = 15_000;
+const AFTER_PAUSE = { rounds: 5, cancels: 100 };
 
 export const about = `Cancels of the service over those of the floor: \`bench/floor-server.mjs\`, which is node:http, pg with
 prepared statements and BullMQ's own script, and nothing else: no validation, no log, no metrics, no errors. Three things it does
 not do that the service does: look the key up in the statement that cancels, share commits, and answer the
-cancel of a processing job without waiting for Redis.`;
+cancel of a processing job without waiting for Redis. Node has the same flags for both. The full run ends with the
+first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither was asked for anything: an API to cancel jobs has many.`;
 
 export async function measure({ stage, load, rounds, quick, say }) {
   const site = await openSite(stage, 'floor');
@@ -22,7 +29,7 @@ export async function measure({ stage, load, rounds, quick, say }) {
   const cells = [];
   for (const from of ['queued', 'processing']) {
     say(`floor: ${from}, warming up`);
-    await warmUp({ load, site, floor, make: make[from], quick });
+    await warmUp({ load, site, floor, make: make[from], ...(quick ? QUICK_WARM_UP : WARM_UP) });
     listener.heard = 0;
     for (const [concurrency, count] of Object.entries(quick ? QUICK : FULL)) {
       const ids = await make[from](2 * rounds * count);
@@ -38,21 +45,45 @@ export async function measure({ stage, load, rounds, quick, say }) {
       cells.push(cellOf(from, Number(concurrency), count, measured));
     }
   }
+  const afterPause = quick ? null : await measureAfterPause({ load, site, floor, say });
   listener.close();
   await floor.stop();
   await site.close();
-  return { cells };
+  return { cells, afterPause };
 }
 
 /**
  * One at a time, so that a batch counts for one, and so many that both sides' code is compiled as it is after hours of
  * service: while V8 compiles in the background, it takes one of the two cores for milliseconds.
  */
-async function warmUp({ load, site, floor, make, quick }) {
-  const count = quick ? 1000 : 20_000;
-  const ids = await make(2 * count);
-  await cancelAll(load, site, site.api, ids.slice(0, count), 1);
-  await cancelAll(load, site, floor, ids.slice(count), 1);
+async function warmUp({ load, site, floor, make, turns, cancels }) {
+  for (let turn = 0; turn < turns; turn++) {
+    for (const server of [site.api, floor]) await cancelAll(load, site, server, await make(cancels), 1);
+  }
+}
+
+async function measureAfterPause({ load, site, floor, say }) {
+  const { rounds, cancels } = AFTER_PAUSE;
+  const ids = await makeQueued(site, 2 * rounds * cancels);
+  const pauses = [];
+  const run = (server, side) => async (round) => {
+    await (pauses[round] ??= sleep(PAUSE_MS));
+    const first = (2 * round + side) * cancels;
+    return cancelAll(load, site, server, ids.slice(first, first + cancels), 1);
+  };
+  const { service, floor: theirs } = await takeTurns(
+    rounds,
+    { service: run(site.api, 0), floor: run(floor, 1) },
+    (where) => say(`floor: after a pause, ${where}`),
+  );
+  await checkCancelled(site, ids);
+  return {
+    cancels,
+    rounds,
+    service: figureOf(service, 'p50'),
+    floor: figureOf(theirs, 'p50'),
+    ratio: ratioOf(service, theirs, 'p50'),
+  };
 }
 
 function cellOf(from, concurrency, count, { service, floor }) {
@@ -76,7 +107,7 @@ function cellOf(from, concurrency, count, { service, floor }) {
   };
 }
 
-export function show({ cells }) {
+export function show({ cells, afterPause }) {
   const [throughput, p99] = ['perSecond', 'p99'].map((figure) =>
     cells.map(({ from, concurrency, service, floor, ratios }) => [
       from,
@@ -93,5 +124,13 @@ export function show({ cells }) {
       throughput,
     ),
     table(['job', 'concurrency', 'service p99, ms', 'floor p99, ms', 'ratio of p99', 'ratio of p50'], p99),
+    ...(afterPause ? [showAfterPause(afterPause)] : []),
   ].join('\n');
+}
+
+function showAfterPause({ cancels, rounds, service, floor, ratio }) {
+  return table(
+    [`the first ${cancels} after a pause, ${rounds} times`, 'service p50, ms', 'floor p50, ms', 'ratio of p50'],
+    [['queued, concurrency 1', ranged(service), ranged(floor), judged(ratio)]],
+  );
 }

@@ -12,6 +12,12 @@ const QUERY_TIMEOUT_MS = 5000;
 /** Wait for a connection, a new one or one of the pool, no longer than this. */
 const CONNECT_TIMEOUT_MS = 2000;
 
+/**
+ * So many connections stay open while nobody asks, as many as decide cancels at once. The others are closed after ten
+ * seconds without use. A new one costs several round trips, and the parsing of each statement.
+ */
+const IDLE_CONNECTIONS = 2;
+
 /** Far more than there are statements in the code; one that is made up at run time would never come again. */
 const MAX_NAMED_STATEMENTS = 200;
 
@@ -39,6 +45,7 @@ export class Database extends PrismaClient implements OnApplicationShutdown {
         {
           connectionString: settings.DATABASE_URL,
           max: settings.DATABASE_POOL_SIZE,
+          min: IDLE_CONNECTIONS,
           connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
           statement_timeout: STATEMENT_TIMEOUT_MS,
           query_timeout: QUERY_TIMEOUT_MS,
