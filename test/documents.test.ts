@@ -63,7 +63,7 @@ describe('the Dockerfile', () => {
     const { scripts } = JSON.parse(read('package.json')) as { scripts: Record<string, string> };
     const [node] = scripts['start:api']!.split(' dist/');
     expect(scripts['start:worker']!.split(' dist/')[0]).toBe(node);
-    const entrypoint = /^ENTRYPOINT (.*)$/m.exec(read('Dockerfile'))?.[1] ?? '';
+    const entrypoint = /^ENTRYPOINT (.*)$/m.exec(read('Dockerfile').replaceAll('\\\n', ''))?.[1] ?? '';
     expect((JSON.parse(entrypoint) as string[]).join(' ')).toBe(node);
   });
 });
