@@ -1,5 +1,4 @@
 // floor: how near the service's cancels come to a hand-written server that has the same effects.
-import { setTimeout as sleep } from 'node:timers/promises';
 import { cancelAll, checkCancelled, checkHeard, listen, makeProcessing, makeQueued, openSite } from '../site.mjs';
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, percent, ranged, table } from '../text.mjs';
@@ -10,7 +9,7 @@ const WARM_UP = { turns: 4, cancels: 5000 };
 const QUICK_WARM_UP = { turns: 1, cancels: 1000 };
 /** Long enough for a pool to close its connections, and for V8 to give back memory and compiled code. */
 const PAUSE_MS = 15_000;
-const AFTER_PAUSE = { rounds: 5, cancels: 100 };
+const AFTER_PAUSE = { rounds: 5, count: 100 };
 
 export const about = `Cancels of the service over those of the floor: \`bench/floor-server.mjs\`, which is node:http, pg with
 prepared statements and BullMQ's own script, and nothing else: no validation, no log, no metrics, no errors. Three things it does
@@ -32,20 +31,21 @@ export async function measure({ stage, load, rounds, quick, say }) {
     await warmUp({ load, site, floor, make: make[from], ...(quick ? QUICK_WARM_UP : WARM_UP) });
     listener.heard = 0;
     for (const [concurrency, count] of Object.entries(quick ? QUICK : FULL)) {
-      const ids = await make[from](2 * rounds * count);
-      const run = (server, side) => (round) => {
-        const first = (2 * round + side) * count;
-        return cancelAll(load, site, server, ids.slice(first, first + count), Number(concurrency));
-      };
-      const measured = await takeTurns(rounds, { service: run(site.api, 0), floor: run(floor, 1) }, (where) =>
-        say(`floor: ${from}, concurrency ${concurrency}, ${where}`),
-      );
-      await checkCancelled(site, ids);
-      if (from === 'processing') await checkHeard(listener, ids.length);
+      const measured = await cancelInTurns({
+        load,
+        site,
+        floor,
+        make: make[from],
+        rounds,
+        count,
+        concurrency: Number(concurrency),
+        say: (where) => say(`floor: ${from}, concurrency ${concurrency}, ${where}`),
+      });
+      if (from === 'processing') await checkHeard(listener, 2 * rounds * count);
       cells.push(cellOf(from, Number(concurrency), count, measured));
     }
   }
-  const afterPause = quick ? null : await measureAfterPause({ load, site, floor, say });
+  const afterPause = quick ? null : await measureAfterPause({ load, site, floor, make: make.queued, say });
   listener.close();
   await floor.stop();
   await site.close();
@@ -62,27 +62,32 @@ async function warmUp({ load, site, floor, make, turns, cancels }) {
   }
 }
 
-async function measureAfterPause({ load, site, floor, say }) {
-  const { rounds, cancels } = AFTER_PAUSE;
-  const ids = await makeQueued(site, 2 * rounds * cancels);
-  const pauses = [];
-  const run = (server, side) => async (round) => {
-    await (pauses[round] ??= sleep(PAUSE_MS));
-    const first = (2 * round + side) * cancels;
-    return cancelAll(load, site, server, ids.slice(first, first + cancels), 1);
+/** In each round each side cancels `count` jobs, of which all must then be cancelled. */
+async function cancelInTurns({ load, site, floor, make, rounds, count, concurrency, pauseMs, say }) {
+  const ids = await make(2 * rounds * count);
+  const run = (server, side) => (round) => {
+    const first = (2 * round + side) * count;
+    return cancelAll(load, site, server, ids.slice(first, first + count), concurrency);
   };
-  const { service, floor: theirs } = await takeTurns(
-    rounds,
-    { service: run(site.api, 0), floor: run(floor, 1) },
-    (where) => say(`floor: after a pause, ${where}`),
-  );
+  const measured = await takeTurns(rounds, { service: run(site.api, 0), floor: run(floor, 1) }, say, { pauseMs });
   await checkCancelled(site, ids);
+  return measured;
+}
+
+async function measureAfterPause({ say, ...sides }) {
+  const measured = await cancelInTurns({
+    ...sides,
+    ...AFTER_PAUSE,
+    concurrency: 1,
+    pauseMs: PAUSE_MS,
+    say: (where) => say(`floor: after a pause, ${where}`),
+  });
   return {
-    cancels,
-    rounds,
-    service: figureOf(service, 'p50'),
-    floor: figureOf(theirs, 'p50'),
-    ratio: ratioOf(service, theirs, 'p50'),
+    cancels: AFTER_PAUSE.count,
+    rounds: AFTER_PAUSE.rounds,
+    service: figureOf(measured.service, 'p50'),
+    floor: figureOf(measured.floor, 'p50'),
+    ratio: ratioOf(measured.service, measured.floor, 'p50'),
   };
 }
 
