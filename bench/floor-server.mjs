@@ -1,7 +1,7 @@
 // The floor: the same effects as the service's, by hand and without a framework. One process, node:http, pg with
 // prepared statements, and BullMQ's own script on a plain ioredis connection. It validates nothing, logs nothing,
 // counts nothing and has no answer for anything that goes wrong: nothing that does the same can do less.
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { Queue } from 'bullmq';
@@ -66,7 +66,7 @@ function show({ id, status, created_at, started_at, completed_at }) {
 async function answer(request) {
   if (request.url === '/readyz') return {};
   const key = request.headers.authorization.slice('Bearer '.length);
-  const owner = await one('owner', OWNER, [createHash('sha256').update(key).digest('hex')]);
+  const owner = await one('owner', OWNER, [hash('sha256', key)]);
   if (!owner.active) throw new Error('the workspace is inactive');
   const id = request.url.slice(request.url.lastIndexOf('/') + 1);
   if (request.method === 'DELETE') return show(await cancel(id, owner));

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { Inject, Injectable, type OnApplicationShutdown } from '@nestjs/common';
 import { PrismaPg } from '@prisma/adapter-pg';
 import { SETTINGS_TOKEN, type Settings } from '../config/settings';
@@ -28,7 +28,7 @@ function statementNames(): (query: { sql: string }) => string {
     const known = names.get(sql);
     if (known !== undefined) return known;
     if (names.size >= MAX_NAMED_STATEMENTS) return '';
-    const name = createHash('sha256').update(sql).digest('base64url');
+    const name = hash('sha256', sql, 'base64url');
     names.set(sql, name);
     return name;
   };
