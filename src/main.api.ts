@@ -5,7 +5,10 @@ import { serveApiDescription } from './http/openapi';
 import { startProcess } from './http/start-process';
 
 const settings = readSettings();
-void startProcess('api', ApiModule, settings, settings.PORT, (app) => {
-  app.setGlobalPrefix('rest/v1', { exclude: ['livez', 'readyz', 'metrics'] });
-  serveApiDescription(app);
+void startProcess('api', ApiModule, settings, settings.PORT, {
+  gatheredLog: true,
+  prepare(app) {
+    app.setGlobalPrefix('rest/v1', { exclude: ['livez', 'readyz', 'metrics'] });
+    serveApiDescription(app);
+  },
 });

@@ -10,15 +10,21 @@ import { createHttpServer } from './http-server';
 
 type ProcessModule = { of(settings: Settings, logger: Logger, metrics: Metrics): DynamicModule };
 
+type Options = {
+  /** Many lines are logged, and written together. */
+  gatheredLog?: boolean;
+  prepare?: (app: NestFastifyApplication) => void;
+};
+
 /** Starts a process of the service: its module, and HTTP on `port`. Ends it when it cannot be started. */
 export async function startProcess(
   name: string,
   module: ProcessModule,
   settings: Settings,
   port: number,
-  prepare: (app: NestFastifyApplication) => void = () => undefined,
+  { gatheredLog = false, prepare }: Options = {},
 ): Promise<void> {
-  const logger = createLogger(name, settings);
+  const logger = createLogger(name, settings, { gathered: gatheredLog });
   const metrics = new Metrics();
   try {
     const app = await NestFactory.create<NestFastifyApplication>(
@@ -27,7 +33,7 @@ export async function startProcess(
       { bodyParser: false, logger: new NestLogger(logger), abortOnError: false },
     );
     app.useGlobalFilters(new ErrorFilter());
-    prepare(app);
+    prepare?.(app);
     closeOnSignal(app, logger);
     await app.listen(port, settings.HOST);
     logger.info({ url: await app.getUrl() }, `${name} is listening`);

@@ -1,23 +1,35 @@
 import { type LoggerService } from '@nestjs/common';
-import { type Logger, pino } from 'pino';
+import { type Logger, type LoggerOptions, pino } from 'pino';
 import { type Settings } from '../config/settings';
+import { gatheredLines } from './gathered-lines';
 
 export type { Logger } from 'pino';
 
 /** Injection token of the process's pino logger. */
 export const LOGGER = Symbol('Logger');
 
-/** One logger for each process: JSON lines, or coloured text with `LOG_FORMAT=pretty`. */
-export function createLogger(service: string, settings: Pick<Settings, 'LOG_LEVEL' | 'LOG_FORMAT'>): Logger {
-  return pino({
+const PRETTY = {
+  target: 'pino-pretty',
+  options: { ignore: 'pid', translateTime: 'HH:MM:ss.l', singleLine: true },
+};
+
+/**
+ * One logger for each process: JSON lines, each written at once or, where there are many, gathered; or coloured text
+ * with `LOG_FORMAT=pretty`.
+ */
+export function createLogger(
+  service: string,
+  settings: Pick<Settings, 'LOG_LEVEL' | 'LOG_FORMAT'>,
+  { gathered = false } = {},
+): Logger {
+  const options: LoggerOptions = {
     level: settings.LOG_LEVEL,
     base: { service, pid: process.pid },
     timestamp: pino.stdTimeFunctions.isoTime,
     formatters: { level: (label) => ({ level: label }) },
-    ...(settings.LOG_FORMAT === 'pretty' && {
-      transport: { target: 'pino-pretty', options: { ignore: 'pid', translateTime: 'HH:MM:ss.l', singleLine: true } },
-    }),
-  });
+  };
+  if (settings.LOG_FORMAT === 'pretty') return pino(options, pino.transport(PRETTY));
+  return gathered ? pino(options, gatheredLines()) : pino(options);
 }
 
 /** Lets Nest's own messages go where ours go. Its chatter about modules and routes is for debugging. */

@@ -11,6 +11,7 @@ export function closeOnSignal(app: INestApplication, logger: Logger): void {
   let closing = false;
   const end = (signal: NodeJS.Signals) => {
     for (const each of SIGNALS) process.removeAllListeners(each);
+    logger.flush();
     process.kill(process.pid, signal);
   };
   const onSignal = (signal: NodeJS.Signals) => {
@@ -23,7 +24,6 @@ export function closeOnSignal(app: INestApplication, logger: Logger): void {
     app.close().then(
       () => {
         logger.info('shut down');
-        logger.flush();
         end(signal);
       },
       (error: unknown) => {

@@ -104,5 +104,7 @@ it('the api still works after all this, and has met nothing that it did not expe
   expect(await system.get(job.id)).toMatchObject({ id: job.id, status: 'queued' });
   expect((await system.cancel(job.id)).status).toBe(200);
   expect(system.api.exit).toBeUndefined();
-  expect(system.api.logs.filter(({ msg, level }) => msg === 'unexpected error' || level === 'fatal')).toEqual([]);
+  expect((await system.apiLog()).filter(({ msg, level }) => msg === 'unexpected error' || level === 'fatal')).toEqual(
+    [],
+  );
 });

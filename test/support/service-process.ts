@@ -79,6 +79,11 @@ export class ServiceProcess {
     return eventually(`"${message}" is logged`, () => this.logged(message, jobId));
   }
 
+  /** From now on nobody reads what it prints. */
+  stopReading(): void {
+    this.child.stdout?.destroy();
+  }
+
   async ended() {
     if (!this.exit) await once(this.child, 'exit');
     return this.exit;

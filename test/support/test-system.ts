@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Redis } from 'ioredis';
@@ -7,7 +7,7 @@ import { hashApiKey, newApiKey } from '../../src/auth/api-key';
 import { newId } from '../../src/infrastructure/ids';
 import { livingMembers } from '../../src/modules/scenario-jobs/worker/process-tree';
 import { eventually } from './eventually';
-import { ServiceProcess } from './service-process';
+import { type LogLine, ServiceProcess } from './service-process';
 
 /** The task module that knows how to misbehave; see there. */
 export const ZOO = join(__dirname, 'zoo.mjs');
@@ -181,6 +181,14 @@ export class TestSystem {
 
   cancel(jobId: string, headers: Record<string, string> = {}) {
     return this.request<Job & ErrorBody>('DELETE', `/${jobId}`, { headers });
+  }
+
+  /** What the api has logged until now, all of it: its last lines are written a moment later. */
+  async apiLog(): Promise<LogLine[]> {
+    const id = randomUUID();
+    await fetch(`${this.api.url}/livez`, { headers: { 'x-request-id': id } });
+    await eventually('the log is written', () => this.api.logs.some(({ requestId }) => requestId === id));
+    return this.api.logs;
   }
 
   async row(jobId: string): Promise<Row> {

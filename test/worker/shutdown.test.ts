@@ -75,6 +75,27 @@ describe('a process that is told to end while Redis is', () => {
   });
 });
 
+describe('the log of an api that is told to end', () => {
+  let system: TestSystem;
+  afterEach(() => system.stop());
+
+  it('is written to its last line', async () => {
+    system = await TestSystem.start({ workers: 0 });
+    await fetch(`${system.api.url}/livez`, { headers: { 'x-request-id': 'r-last' } });
+    system.api.signal('SIGTERM');
+    await system.api.ended();
+    await system.api.untilLogged('shut down');
+    expect(system.api.logs.map(({ requestId }) => requestId)).toContain('r-last');
+  });
+
+  it('does not hold it back when nobody reads any more', async () => {
+    system = await TestSystem.start({ workers: 0 });
+    system.api.stopReading();
+    system.api.signal('SIGTERM');
+    expect(await system.api.ended()).toEqual({ code: null, signal: 'SIGTERM' });
+  });
+});
+
 describe('a process with wrong settings', () => {
   it.each(['main.api.js', 'main.worker.js'])('%s says every fault at once, and does not start', async (entry) => {
     const process = await ServiceProcess.runToEnd(entry, {

@@ -1,0 +1,39 @@
+import { writeFileSync } from 'node:fs';
+import { type DestinationStream, pino } from 'pino';
+
+const STDOUT = 1;
+const PAGE_LENGTH = 4096;
+const MOST_MS = 100;
+
+/**
+ * Standard output for a log of many lines: written to once there is a page of them, or they are a tenth of a second
+ * old. Nobody waits for a reader that is slow. What is left at a fatal line or at the end is written at once; a
+ * process that is killed loses it. pino's own buffer never lets a process end whose output nobody reads any more.
+ */
+export function gatheredLines(): DestinationStream & { flush(): void; flushSync(): void } {
+  const output = pino.destination({ dest: STDOUT, sync: false });
+  let lines = '';
+  const write = () => {
+    if (lines !== '') output.write(lines);
+    lines = '';
+  };
+  const writeNow = () => {
+    const rest = lines;
+    lines = '';
+    try {
+      writeFileSync(STDOUT, rest);
+    } catch {
+      // Nobody reads any more.
+    }
+  };
+  setInterval(write, MOST_MS).unref();
+  process.on('exit', writeNow);
+  return {
+    write(line) {
+      lines += line;
+      if (lines.length >= PAGE_LENGTH) write();
+    },
+    flush: writeNow,
+    flushSync: writeNow,
+  };
+}
