@@ -1,5 +1,5 @@
 # One image, three commands:
-#   dist/main.api.js      (the default)
+#   dist/main.api.js      (the default, with flags of its own)
 #   dist/main.worker.js
 #   dist/cli/migrate.js
 # A worker starts processes of its own: run it with an init process (`docker run --init`, `init: true` in compose),
@@ -26,7 +26,6 @@ COPY package.json ./
 COPY prisma prisma
 USER node
 EXPOSE 3000 3001
-# The flags of package.json. What they are for: docs/operations.md.
-ENTRYPOINT ["node", "--enable-source-maps", "--no-memory-reducer", \
-  "--min-semi-space-size=32", "--max-semi-space-size=32", "--no-allocation-site-pretenuring"]
-CMD ["dist/main.api.js"]
+# The flags of package.json; those in the second line are for an api alone. What they are for: docs/operations.md.
+ENTRYPOINT ["node", "--enable-source-maps", "--no-memory-reducer"]
+CMD ["--min-semi-space-size=64", "--max-semi-space-size=64", "--no-allocation-site-pretenuring", "dist/main.api.js"]

@@ -6,7 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { root } from '../scripts/prepare.mjs';
 import { Processes } from '../scripts/processes.mjs';
 import { freePort, reachable, startPostgres, startRedis } from '../scripts/servers.mjs';
-import { endOnSignal, NODE_FLAGS } from '../scripts/service.mjs';
+import { endOnSignal, nodeFlagsOf } from '../scripts/service.mjs';
 import { startHelper } from './helper.mjs';
 
 const READY_WITHIN_MS = 60_000;
@@ -65,11 +65,11 @@ export class Stage {
       WORKER_PORT: String(port),
       ...environment,
     };
-    const args = [...NODE_FLAGS, ...nodeFlags, join(root, 'dist', program)];
+    const args = [...nodeFlagsOf(program), ...nodeFlags, join(root, 'dist', program)];
     return this.#startServer(name, args, env, port);
   }
 
-  /** Starts the floor, the hand-written server, with the same flags of Node. */
+  /** Starts the floor, the hand-written server, with the flags of Node that an api has. */
   async startFloor(name, environment) {
     const port = await freePort();
     const env = {
@@ -79,7 +79,7 @@ export class Stage {
       REDIS_URL: this.redisUrl,
       ...environment,
     };
-    return this.#startServer(name, [...NODE_FLAGS, join(root, 'bench/floor-server.mjs')], env, port);
+    return this.#startServer(name, [...nodeFlagsOf('main.api.js'), join(root, 'bench/floor-server.mjs')], env, port);
   }
 
   async #startServer(name, args, env, port) {

@@ -8,10 +8,12 @@ import { freePort, startPostgres, startRedis } from './servers.mjs';
 
 const READY_WITHIN_MS = 60_000;
 
-/** The flags of Node with which `npm run start:api` and `start:worker` start their programs. */
-export const NODE_FLAGS = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
-  .scripts['start:api'].split(' ')
-  .slice(1, -1);
+/** The flags of Node with which `npm run start:api` starts `main.api.js`, and `start:worker` `main.worker.js`. */
+export function nodeFlagsOf(program) {
+  const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
+  const command = Object.values(scripts).find((one) => one.endsWith(` dist/${program}`));
+  return command.split(' ').slice(1, -1);
+}
 
 /** What a running `npm run up` tells other scripts: its process id, its database, its Redis and its URL. */
 export const STATE = join(root, '.local', 'up', 'environment.json');
@@ -88,7 +90,7 @@ export async function startService(processes, environment, { onExit, stdio }) {
     onExit(why);
   };
   const start = (name, program) =>
-    processes.start(name, process.execPath, [...NODE_FLAGS, join(root, 'dist', program)], {
+    processes.start(name, process.execPath, [...nodeFlagsOf(program), join(root, 'dist', program)], {
       env: { ...process.env, ...environment },
       onExit: watch,
       ...(stdio && { stdio }),

@@ -61,10 +61,13 @@ describe('.env.example', () => {
 describe('the Dockerfile', () => {
   it('starts Node with the flags of package.json', () => {
     const { scripts } = JSON.parse(read('package.json')) as { scripts: Record<string, string> };
-    const [node] = scripts['start:api']!.split(' dist/');
-    expect(scripts['start:worker']!.split(' dist/')[0]).toBe(node);
-    const entrypoint = /^ENTRYPOINT (.*)$/m.exec(read('Dockerfile').replaceAll('\\\n', ''))?.[1] ?? '';
-    expect((JSON.parse(entrypoint) as string[]).join(' ')).toBe(node);
+    const image = read('Dockerfile');
+    const [entrypoint, command] = ['ENTRYPOINT', 'CMD'].map((instruction) => {
+      const words = new RegExp(`^${instruction} (.*)$`, 'm').exec(image)?.[1] ?? '';
+      return (JSON.parse(words) as string[]).join(' ');
+    });
+    expect(`${entrypoint} dist/main.worker.js`).toBe(scripts['start:worker']);
+    expect(`${entrypoint} ${command}`).toBe(scripts['start:api']);
   });
 });
 

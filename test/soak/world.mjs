@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { root } from '../../scripts/prepare.mjs';
 import { freePort, startPostgres, startRedis } from '../../scripts/servers.mjs';
-import { NODE_FLAGS } from '../../scripts/service.mjs';
+import { nodeFlagsOf } from '../../scripts/service.mjs';
 
 export const APIS = 2;
 export const WORKERS = 3;
@@ -174,7 +174,7 @@ export class World {
 
   #launch(name, program, environment) {
     this.#logs.add(name);
-    const child = this.processes.start(name, process.execPath, [...NODE_FLAGS, join(DIST, program)], {
+    const child = this.processes.start(name, process.execPath, [...nodeFlagsOf(program), join(DIST, program)], {
       env: { ...this.environment, ...environment },
       onExit: (why) => {
         if (!child.isKilled) this.unexpected.push(why);
