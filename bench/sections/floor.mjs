@@ -3,8 +3,11 @@ import { cancelAll, checkCancelled, checkHeard, listen, makeProcessing, makeQueu
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, percent, ranged, table } from '../text.mjs';
 
+/** Cancels of a round by concurrency. */
 const FULL = { 1: 1000, 16: 1000, 64: 2000 };
 const QUICK = { 1: 80, 16: 200, 64: 400 };
+/** One at a time both sides do nearly the same, and chance would decide: so many times the rounds. */
+const MORE_ROUNDS_AT_1 = 2;
 const WARM_UP = { turns: 4, cancels: 5000 };
 const QUICK_WARM_UP = { turns: 1, cancels: 1000 };
 /** Long enough for a pool to close its connections, and for V8 to give back memory and compiled code. */
@@ -14,8 +17,9 @@ const AFTER_PAUSE = { rounds: 5, count: 100 };
 export const about = `Cancels of the service over those of the floor: \`bench/floor-server.mjs\`, which is node:http, pg with
 prepared statements and BullMQ's own script, and nothing else: no validation, no log, no metrics, no errors. Three things it does
 not do that the service does: look the key up in the statement that cancels, share commits, and answer the
-cancel of a processing job without waiting for Redis. Node has the same flags for both. The full run ends with the
-first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither was asked for anything: an API to cancel jobs has many.`;
+cancel of a processing job without waiting for Redis. Node has the same flags for both. At concurrency 1 there are
+${MORE_ROUNDS_AT_1} times as many rounds. The full run ends with the first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither
+was asked for anything: an API to cancel jobs has many.`;
 
 export async function measure({ stage, load, rounds, quick, say }) {
   const site = await openSite(stage, 'floor');
@@ -36,12 +40,12 @@ export async function measure({ stage, load, rounds, quick, say }) {
         site,
         floor,
         make: make[from],
-        rounds,
+        rounds: concurrency === '1' ? MORE_ROUNDS_AT_1 * rounds : rounds,
         count,
         concurrency: Number(concurrency),
         say: (where) => say(`floor: ${from}, concurrency ${concurrency}, ${where}`),
       });
-      if (from === 'processing') await checkHeard(listener, 2 * rounds * count);
+      if (from === 'processing') await checkHeard(listener, 2 * measured.service.length * count);
       cells.push(cellOf(from, Number(concurrency), count, measured));
     }
   }
