@@ -10,7 +10,7 @@ const MOST_MS = 100;
  * old. Nobody waits for a reader that is slow. What is left at a fatal line or at the end is written at once; a
  * process that is killed loses it. pino's own buffer never lets a process end whose output nobody reads any more.
  */
-export function gatheredLines(): DestinationStream & { flush(): void; flushSync(): void } {
+export function gatheredLines(): DestinationStream & { flush(done: () => void): void; flushSync(): void } {
   const output = pino.destination({ dest: STDOUT, sync: false });
   let lines = '';
   const write = () => {
@@ -33,7 +33,10 @@ export function gatheredLines(): DestinationStream & { flush(): void; flushSync(
       lines += line;
       if (lines.length >= PAGE_LENGTH) write();
     },
-    flush: writeNow,
+    flush(done) {
+      writeNow();
+      done();
+    },
     flushSync: writeNow,
   };
 }

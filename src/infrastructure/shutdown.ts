@@ -11,8 +11,7 @@ export function closeOnSignal(app: INestApplication, logger: Logger): void {
   let closing = false;
   const end = (signal: NodeJS.Signals) => {
     for (const each of SIGNALS) process.removeAllListeners(each);
-    logger.flush();
-    process.kill(process.pid, signal);
+    logger.flush(() => process.kill(process.pid, signal));
   };
   const onSignal = (signal: NodeJS.Signals) => {
     if (closing) {
