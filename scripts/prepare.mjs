@@ -6,6 +6,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+/** An older one must get as far as being told: the scripts import nothing that it lacks, like `hash` of node:crypto. */
 const LEAST_NODE = [20, 19];
 
 /** Written when it is done, so that what was interrupted is done again. */

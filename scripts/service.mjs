@@ -8,9 +8,10 @@ import { freePort, startPostgres, startRedis } from './servers.mjs';
 
 const READY_WITHIN_MS = 60_000;
 
+const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
+
 /** The flags of Node with which `npm run start:api` starts `main.api.js`, and `start:worker` `main.worker.js`. */
 export function nodeFlagsOf(program) {
-  const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
   const command = Object.values(scripts).find((one) => one.endsWith(` dist/${program}`));
   return command.split(' ').slice(1, -1);
 }

@@ -22,7 +22,7 @@ export async function startProcess(
   module: ProcessModule,
   settings: Settings,
   port: number,
-  { gatheredLog = false, prepare }: Options = {},
+  { gatheredLog, prepare }: Options = {},
 ): Promise<void> {
   const logger = createLogger(name, settings, { gathered: gatheredLog });
   const metrics = new Metrics();

@@ -13,15 +13,17 @@ const MOST_MS = 100;
 export function gatheredLines(): DestinationStream & { flush(done: () => void): void; flushSync(): void } {
   const output = pino.destination({ dest: STDOUT, sync: false });
   let lines = '';
-  const write = () => {
-    if (lines !== '') output.write(lines);
+  const take = () => {
+    const taken = lines;
     lines = '';
+    return taken;
+  };
+  const write = () => {
+    if (lines !== '') output.write(take());
   };
   const writeNow = () => {
-    const rest = lines;
-    lines = '';
     try {
-      writeFileSync(STDOUT, rest);
+      writeFileSync(STDOUT, take());
     } catch {
       // Nobody reads any more.
     }
