@@ -84,6 +84,8 @@ function postgresPrograms(place) {
   if (!existsSync(copy)) {
     rmSync(`${copy}.part`, { recursive: true, force: true });
     cpSync(native, `${copy}.part`, { recursive: true, verbatimSymlinks: true });
+    // Installed with a strict umask, they are root's alone.
+    spawnSync('chmod', ['-R', 'a+rX', `${copy}.part`]);
     renameSync(`${copy}.part`, copy);
   }
   return join(copy, 'bin');
