@@ -1,6 +1,6 @@
 // cost: memory, start-up, processor time; and that an idle slot of a worker costs nothing.
-import { fork } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { root } from '../../scripts/prepare.mjs';
 import { childrenOf, cpuSeconds, memoryOf } from '../proc.mjs';
 import { cancelAll, checkCancelled, createMany, makeQueued, openSite } from '../site.mjs';
+import { startBareChild } from '../start-bare-child.mjs';
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, ranged, table } from '../text.mjs';
 
@@ -126,7 +127,7 @@ function meanOf(all) {
 }
 
 async function measureTaskStart(rounds, say) {
-  const sides = { service: startTask, bare: startBareChild };
+  const sides = { service: startTask, bare: startBare };
   for (const start of Object.values(sides)) await start();
   const measured = await takeTurns(rounds, sides, (where) => say(`cost: start of a task, ${where}`));
   return {
@@ -159,13 +160,11 @@ async function startTask() {
   return sinceFork(began, printed);
 }
 
-async function startBareChild() {
+async function startBare() {
   const began = process.hrtime.bigint();
-  const stdio = ['ignore', 'pipe', 'inherit', 'ipc'];
-  const child = fork(join(root, 'bench/bare-child.mjs'), [], { detached: true, stdio });
-  child.send({ start: { prompt: '[return]' } });
-  const ended = new Promise((resolve) => child.once('exit', resolve));
-  const line = await new Promise((resolve) => child.stdout.once('data', (data) => resolve(String(data))));
+  const { child, printed } = startBareChild('[return]');
+  const ended = once(child, 'exit');
+  const line = await printed;
   await ended;
   return sinceFork(began, line);
 }

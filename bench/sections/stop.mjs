@@ -1,10 +1,10 @@
 // stop: from the request to cancel until the task's process group is dead, beside what there is without the service.
-import { fork } from 'node:child_process';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { root } from '../../scripts/prepare.mjs';
 import { between, checkStopped, JOBS, send, taskOf } from '../jobs.mjs';
-import { cancelAll, makeQueued, openSite } from '../site.mjs';
+import { cancelAll, makeProcessing, makeQueued, openSite } from '../site.mjs';
+import { startBareChild } from '../start-bare-child.mjs';
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, number, ranged, table } from '../text.mjs';
 import { openWatch } from '../watch-group.mjs';
@@ -16,7 +16,9 @@ const BEYOND_ACK_MS = 50;
 
 export const about = `From the sending of the request until nothing of the task's process group lives, watched from outside four times
 a millisecond. The service and a worker have their default settings. \`bare child\` is \`child_process.fork\` and a message
-that aborts the task's \`AbortController\`; or SIGKILL at once for a task that computes without yielding. BullMQ's
+that aborts the task's \`AbortController\`; or SIGKILL at once for a task that computes without yielding. \`floor\` is a
+cancel by hand: the hand-written server of the section floor, and a hand-written worker that hears its message, asks
+Postgres as the service does, and tells its bare child. BullMQ's
 \`worker.cancelJob\` has no process to end: until its processor, in the worker's own process, has seen the abort and returns.
 It has no bound either, writes no status, and a processor that does not yield never hears of it.`;
 
@@ -28,17 +30,23 @@ export async function measure({ stage, load, quick, say }) {
     SCENARIO_TASK: TASK,
   });
   const watch = openWatch();
+  const floor = await openFloor(stage);
   const inProcess = await openInProcess(stage, site);
   const { STOP_ACK_MS } = require('../../dist/config/settings.js').SETTINGS;
   const ackMs = STOP_ACK_MS.parse(undefined);
   try {
-    // An api that has just been started would be measured, not one that has served for a while.
-    await cancelAll(load, site, site.api, await makeQueued(site, quick ? 500 : 2000), 1);
-    for (let warm = 0; warm < 3; warm++) await cancelInService(site, watch, 'heeds its signal', 'graceful');
+    // Servers that have just been started would be measured, not ones that have served for a while.
+    for (const one of [site, floor.site])
+      await cancelAll(load, one, one.api, await makeQueued(one, quick ? 500 : 2000), 1);
+    for (let warm = 0; warm < 3; warm++) {
+      await cancelInService(site, watch, 'heeds its signal', 'graceful');
+      await floor.cancel(watch);
+    }
     const cooperative = await takeTurns(
       rounds,
       {
         service: () => cancelInService(site, watch, 'heeds its signal', 'graceful'),
+        floor: () => floor.cancel(watch),
         bare: () => stopBareChild(watch, 'heeds its signal', (child) => child.send({})),
         pubsub: () => inProcess.cancel('pubsub', 0),
         relay: () => inProcess.cancel('relay', 0),
@@ -60,34 +68,55 @@ export async function measure({ stage, load, quick, say }) {
   } finally {
     await watch.close();
     await inProcess.close();
+    await floor.close();
     await site.worker.stop();
     await site.close();
   }
 }
 
-/** Creates a job, waits until its task's code runs, cancels it, and returns when its process group was gone. */
+/** Creates a job, waits until its task's code runs, and cancels it. */
 async function cancelInService(site, watch, prompt, how) {
   const { body } = await send(site, 'POST', JOBS, { user_email: 'ada@example.com', prompt });
-  const pid = await taskOf(site.worker, body.id);
-  const gone = watch.untilGone(pid);
-  const began = process.hrtime.bigint();
-  const answer = await send(site, 'DELETE', `${JOBS}/${body.id}`);
-  const answered = process.hrtime.bigint();
-  if (answer.status !== 200 || answer.body.status !== 'cancelled') throw new Error(`cancel: ${answer.status}`);
-  const measured = { ms: between(began, await gone), answeredMs: between(began, answered) };
+  const measured = await cancel(site, watch, body.id, await taskOf(site.worker, body.id));
   await checkStopped(site, body.id, how);
   return measured;
 }
 
+/** Cancels a job, and waits until the process group of its task was gone. */
+async function cancel(site, watch, jobId, pid) {
+  const gone = watch.untilGone(pid);
+  const began = process.hrtime.bigint();
+  const answer = await send(site, 'DELETE', `${JOBS}/${jobId}`);
+  const answered = process.hrtime.bigint();
+  if (answer.status !== 200 || answer.body.status !== 'cancelled') throw new Error(`cancel: ${answer.status}`);
+  return { ms: between(began, await gone), answeredMs: between(began, answered) };
+}
+
 async function stopBareChild(watch, prompt, stop) {
-  const stdio = ['ignore', 'pipe', 'inherit', 'ipc'];
-  const child = fork(join(root, 'bench/bare-child.mjs'), [], { detached: true, stdio });
-  child.send({ start: { prompt } });
-  await new Promise((resolve) => child.stdout.once('data', resolve));
+  const { child, printed } = startBareChild(prompt);
+  await printed;
   const gone = watch.untilGone(child.pid);
   const began = process.hrtime.bigint();
   stop(child);
   return { ms: between(began, await gone) };
+}
+
+/** The floor: a server and a worker by hand, with a database of their own. */
+async function openFloor(stage) {
+  const workerId = 'floor';
+  const site = await openSite(stage, 'stop-floor', { withApi: false });
+  site.api = await stage.startFloor('floor-stop', site.environment);
+  const env = { ...site.environment, REDIS_URL: stage.redisUrl, CHANNEL: `${site.prefix}:cancel:${workerId}` };
+  const worker = stage.startHelper('floor-worker', 'floor-worker.mjs', { env });
+  await worker.ask('listen');
+  return {
+    site,
+    cancel: async (watch) => {
+      const [jobId] = await makeProcessing(site, 1, workerId);
+      return cancel(site, watch, jobId, await worker.ask('start', { jobId, prompt: 'heeds its signal' }));
+    },
+    close: () => site.close(),
+  };
 }
 
 async function openInProcess(stage, { name }) {
@@ -128,6 +157,8 @@ function resultOf(cooperative, cpuBound, never, ackMs) {
     cooperative: Object.fromEntries(Object.entries(cooperative).map(([side, all]) => [side, figureOf(all, 'ms')])),
     answered: figureOf(cooperative.service, 'answeredMs'),
     ratio: { ...ratioOf(cooperative.service, cooperative.bare, 'ms'), atMost: 1.5 },
+    floorRatio: ratioOf(cooperative.floor, cooperative.bare, 'ms'),
+    overFloor: ratioOf(cooperative.service, cooperative.floor, 'ms'),
     afterAnswer: ratioOf(afterAnswer, cooperative.bare, 'ms'),
     cpuBound: { service: figureOf(cpuBound.service, 'ms'), bare: figureOf(cpuBound.bare, 'ms') },
     beyondAck: { ...figureOf(beyondAck, 'ms'), atMost: BEYOND_ACK_MS },
@@ -135,11 +166,23 @@ function resultOf(cooperative, cpuBound, never, ackMs) {
   };
 }
 
-export function show({ rounds, ackMs, spinMs, cooperative, answered, ratio, afterAnswer, cpuBound, beyondAck, never }) {
+export function show({
+  rounds,
+  ackMs,
+  spinMs,
+  cooperative,
+  answered,
+  afterAnswer,
+  cpuBound,
+  beyondAck,
+  never,
+  ...ratios
+}) {
   const inProcess = ({ ms, aborted }) =>
     aborted ? `${number(ms)} ms` : `never: it computed its whole ${spinMs} ms, and its signal was not aborted then`;
   const rows = [
     ['the service', `${ranged(cooperative.service)} ms`, `${ranged(cpuBound.service)} ms`],
+    ['floor', `${ranged(cooperative.floor)} ms`, '—'],
     ['bare child', `${ranged(cooperative.bare)} ms`, `${ranged(cpuBound.bare)} ms, by SIGKILL at once`],
     ['`cancelJob` over publish/subscribe', `${ranged(cooperative.pubsub)} ms, no process`, inProcess(never.pubsub)],
     ["`cancelJob` over BullMQ's Relay", `${ranged(cooperative.relay)} ms, no process`, inProcess(never.relay)],
@@ -147,7 +190,9 @@ export function show({ rounds, ackMs, spinMs, cooperative, answered, ratio, afte
   return [
     `${rounds.cooperative} rounds; ${rounds.cpuBound} of the task that computes.\n`,
     table(['', 'cooperative task', 'task that computes without yielding'], rows),
-    `- cooperative, the service over the bare child: ${judged(ratio)}`,
+    `- cooperative, the service over the bare child: ${judged(ratios.ratio)}`,
+    `- cooperative, the floor over the bare child, which is what deciding before delivering costs: ${judged(ratios.floorRatio)}`,
+    `- cooperative, the service over the floor: ${judged(ratios.overFloor)}`,
     `- computing, beyond the acknowledgement window of ${ackMs} ms, in ms: ${judged(beyondAck)}`,
     `- the service has answered the cooperative one's request, with the decision committed, after ${ranged(answered)} ms`,
     `- from that answer until the process is gone, over the bare child's whole time: ${judged(afterAnswer)}\n`,

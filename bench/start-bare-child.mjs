@@ -1,0 +1,13 @@
+// Starts the floor of a task's process.
+import { fork } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { root } from '../scripts/prepare.mjs';
+
+/** `printed` resolves with what the task printed first. */
+export function startBareChild(prompt) {
+  const stdio = ['ignore', 'pipe', 'inherit', 'ipc'];
+  const child = fork(join(root, 'bench/bare-child.mjs'), [], { detached: true, stdio });
+  child.send({ start: { prompt } });
+  return { child, printed: once(child.stdout, 'data').then(String) };
+}
