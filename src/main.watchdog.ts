@@ -2,7 +2,7 @@
  * The watchdog of one worker process: kills the process trees of its tasks when the worker is gone, at once, or
  * silent for longer than the milliseconds in its one argument. See modules/scenario-jobs/worker/watchdog.ts.
  */
-import { killTree, type ProcessTree } from './modules/scenario-jobs/worker/process-tree';
+import { killTrees, type ProcessTree } from './modules/scenario-jobs/worker/process-tree';
 import { type FromWatchdog, HEARTBEAT_MS, type ToWatchdog } from './modules/scenario-jobs/worker/watchdog-messages';
 
 const patience = Math.max(1, Math.round(Number(process.argv[2]) / HEARTBEAT_MS));
@@ -25,17 +25,11 @@ process.on('disconnect', () => void killAll().finally(() => process.exit(0)));
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined);
 
 async function killAll(): Promise<void> {
-  await Promise.all(
-    [...trees.values()].map(async (tree) => {
-      trees.delete(tree.runId);
-      await killTree(tree);
-      if (process.connected)
-        process.send?.(
-          { kind: 'killed', runId: tree.runId } satisfies FromWatchdog,
-          undefined,
-          undefined,
-          () => undefined,
-        );
-    }),
-  );
+  const doomed = [...trees.values()];
+  trees.clear();
+  await killTrees(doomed);
+  for (const { runId } of doomed) {
+    if (process.connected)
+      process.send?.({ kind: 'killed', runId } satisfies FromWatchdog, undefined, undefined, () => undefined);
+  }
 }

@@ -29,7 +29,7 @@ const oneOf = <const Options extends readonly [string, ...string[]]>(options: Op
 /** Every environment variable that the service reads: its type, its default and what it is for. */
 export const SETTINGS = {
   DATABASE_URL: url(/^postgres(ql)?:$/, 'postgres://').describe('Postgres, the truth about every job.'),
-  DATABASE_POOL_SIZE: count(10, 1000, 'Connections to Postgres in each process.'),
+  DATABASE_POOL_SIZE: count(10, 1000, 'Connections to Postgres in each process.', 2),
   REDIS_URL: z
     .string({ error: 'is required' })
     .transform((list) => list.split(',').map((one) => one.trim()))

@@ -14,6 +14,8 @@ type Options = {
   /** Many lines are logged, and written together. */
   gatheredLog?: boolean;
   prepare?: (app: NestFastifyApplication) => void;
+  /** Called once the port is ours. */
+  listening?: (app: NestFastifyApplication) => void;
 };
 
 /** Starts a process of the service: its module, and HTTP on `port`. Ends it when it cannot be started. */
@@ -22,7 +24,7 @@ export async function startProcess(
   module: ProcessModule,
   settings: Settings,
   port: number,
-  { gatheredLog, prepare }: Options = {},
+  { gatheredLog, prepare, listening }: Options = {},
 ): Promise<void> {
   const logger = createLogger(name, settings, { gathered: gatheredLog });
   const metrics = new Metrics();
@@ -36,6 +38,7 @@ export async function startProcess(
     prepare?.(app);
     closeOnSignal(app, logger);
     await app.listen(port, settings.HOST);
+    listening?.(app);
     logger.info({ url: await app.getUrl() }, `${name} is listening`);
   } catch (error) {
     logger.fatal({ err: error }, `${name} could not start`);

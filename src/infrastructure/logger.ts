@@ -13,6 +13,9 @@ const PRETTY = {
   options: { ignore: 'pid', translateTime: 'HH:MM:ss.l', singleLine: true },
 };
 
+/** ioredis puts a command that failed into its error: that is the password when it is refused. */
+const ARGUMENTS = ['err', 'err.lastNodeError', 'err.aggregateErrors[*]'].map((error) => `${error}.command.args`);
+
 /**
  * One logger for each process: JSON lines, each written at once or, where there are many, gathered; or coloured text
  * with `LOG_FORMAT=pretty`.
@@ -26,6 +29,7 @@ export function createLogger(
     level: settings.LOG_LEVEL,
     base: { service, pid: process.pid },
     timestamp: pino.stdTimeFunctions.isoTime,
+    redact: { paths: ARGUMENTS, remove: true },
     formatters: { level: (label) => ({ level: label }) },
   };
   if (settings.LOG_FORMAT === 'pretty') return pino(options, pino.transport(PRETTY));

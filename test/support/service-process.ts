@@ -5,7 +5,7 @@ import { createInterface } from 'node:readline';
 import { eventually } from './eventually';
 
 /** The built service, or a copy of it that a test has spoiled. */
-const DIST = process.env.SERVICE_DIST ?? join(__dirname, '../../dist');
+export const DIST = process.env.SERVICE_DIST ?? join(__dirname, '../../dist');
 
 export type LogLine = Record<string, unknown> & { msg?: string; jobId?: string; runId?: string };
 

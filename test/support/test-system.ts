@@ -268,7 +268,7 @@ export class TestSystem {
 
 /** Whether any process of the group of this task lives. A zombie, which nobody has buried yet, does not. */
 export async function groupIsAlive(pid: number): Promise<boolean> {
-  return (await livingMembers({ groupId: pid, runId: 'none' })).length > 0;
+  return (await livingMembers([{ groupId: pid, runId: 'none' }])).length > 0;
 }
 
 /** Whether this process lives; a zombie does not. */

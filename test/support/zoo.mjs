@@ -110,6 +110,10 @@ const species = {
   policy: () => {
     throw Object.assign(new Error('The prompt is not allowed'), { code: 'CONTENT_POLICY_VIOLATION', expose: true });
   },
+  /** Fails with a message that Postgres does not store. */
+  unstorable: () => {
+    throw Object.assign(new Error('Not \0 allowed'), { code: 'CONTENT_POLICY_VIOLATION', expose: true });
+  },
   /** Fails with an error that may pass. */
   flaky: () => {
     throw Object.assign(new Error('try again'), { retryable: true });

@@ -23,6 +23,7 @@ describe('a task that goes wrong', () => {
     ['throwsNothing', 'GENERATION_ERROR', unable],
     ['noSuchSpecies', 'GENERATION_ERROR', unable],
     ['policy', 'CONTENT_POLICY_VIOLATION', 'The prompt is not allowed'],
+    ['unstorable', 'CONTENT_POLICY_VIOLATION', 'Not \ufffd allowed'],
     ['nameless', 'RESULT_INVALID', 'The result of the task has no name of 1 to 255 characters'],
     ['list', 'RESULT_INVALID', 'The result of the task is not an object'],
     ['nul', 'RESULT_INVALID', 'The result of the task has text that is not valid Unicode'],

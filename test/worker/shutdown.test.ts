@@ -96,6 +96,19 @@ describe('the log of an api that is told to end', () => {
   });
 });
 
+describe('a worker that cannot start', () => {
+  it('begins no run: its port is taken', async () => {
+    const system = await TestSystem.start({ workers: 0 });
+    const job = await system.create('quick');
+    const WORKER_PORT = new URL(system.api.url as string).port;
+    const worker = await ServiceProcess.runToEnd('main.worker.js', { ...system.settings, WORKER_PORT });
+    expect(worker.exit).toEqual({ code: 1, signal: null });
+    expect(worker.logged('worker could not start')).toBeDefined();
+    expect(await system.row(job.id)).toMatchObject({ status: 'queued', attempt: 0 });
+    await system.stop();
+  });
+});
+
 describe('a process with wrong settings', () => {
   it.each(['main.api.js', 'main.worker.js'])('%s says every fault at once, and does not start', async (entry) => {
     const process = await ServiceProcess.runToEnd(entry, {

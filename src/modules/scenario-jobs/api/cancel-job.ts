@@ -7,6 +7,7 @@ import { cancelChannel } from '../doorbell';
 import { JobQueue } from '../job-queue';
 import { type CancelledJob, JobRepository, type JobRow } from '../job.repository';
 import { JobNotCancellable, JobNotFound } from '../job.errors';
+import { isCancellable } from '../job-status';
 
 /** What a cancel found and did, and for whom. */
 export type Cancelled = {
@@ -45,17 +46,24 @@ export class CancelJob {
     if (cancelled) return this.deliver(cancelled);
     const caller = await key.identify();
     const late = await this.jobs.cancel(request);
-    return late ? this.deliver(late) : this.explain(caller, jobId, idempotencyKey);
+    return late ? this.deliver(late) : this.explain(key, caller, jobId, idempotencyKey);
   }
 
   /** Nothing was cancelled: says why, or repeats the answer that the first such request got. */
-  private async explain(caller: Caller, jobId: string, idempotencyKey: string | null): Promise<Cancelled> {
+  private async explain(
+    key: PresentedKey,
+    caller: Caller,
+    jobId: string,
+    idempotencyKey: string | null,
+  ): Promise<Cancelled> {
     const same = idempotencyKey && (await this.jobs.findCancelledBy(caller.workspaceId, jobId, idempotencyKey));
     if (same) {
       this.metrics.cancelRequests.inc({ from: 'cancelled', outcome: 'replayed' });
       return { job: same, caller, outcome: 'replayed', from: 'cancelled' };
     }
     const job = await this.jobs.find(caller.workspaceId, jobId);
+    // Open, and yet not cancelled: since it was looked up the key has stopped working. It says so itself.
+    if (job && isCancellable(job.status)) return this.cancel(key, jobId, idempotencyKey);
     this.metrics.cancelRequests.inc(
       job ? { from: job.status, outcome: 'not_cancellable' } : { from: 'none', outcome: 'not_found' },
     );

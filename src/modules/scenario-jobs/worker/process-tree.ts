@@ -17,46 +17,72 @@ export function signalGroup({ groupId }: ProcessTree, signal: NodeJS.Signals | 0
   }
 }
 
+/** So many processes are looked at at the same time: what they hold must fit into the watchdog. */
+const AT_ONCE = 16;
+
 /**
- * Kills what is left of a tree and returns when nothing of it lives. Beside the group itself these are, on
- * Linux, processes that left it (`setsid`, a daemon): they are found by the run's id in their environment, as
- * build servers do. One that clears its environment as well is not found; that takes intent.
+ * Kills trees and returns when nothing of them lives. Each group gets one signal as a whole, which no process in it
+ * can escape by forking. Beside the groups themselves these are, on Linux, processes that left them (`setsid`, a
+ * daemon): they are found by the run's id in their environment, as build servers do. One that clears its environment
+ * as well is not found, nor one that forks faster than it can be looked for; that takes intent.
  */
-export async function killTree(tree: ProcessTree): Promise<void> {
+export async function killTrees(trees: readonly ProcessTree[]): Promise<void> {
   for (let wait = 1; ; wait = Math.min(2 * wait, 50)) {
-    const members = await livingMembers(tree);
-    if (members.length === 0) return;
-    for (const pid of members) {
-      try {
-        process.kill(pid, 'SIGKILL');
-      } catch {
-        // It has just ended by itself, or belongs to someone else by now.
-      }
-    }
+    for (const tree of trees) kill(-tree.groupId);
+    const members = await livingMembers(trees).catch(unlessTooManyFiles);
+    if (members?.length === 0) return;
+    for (const pid of members ?? []) kill(pid);
     await new Promise((resolve) => setTimeout(resolve, wait));
   }
 }
 
-/** The processes of a tree that run; a zombie does not. */
-export async function livingMembers(tree: ProcessTree): Promise<number[]> {
-  if (tree.groupId <= 0) return [];
-  if (process.platform !== 'linux') return signalGroup(tree, 0) ? [-tree.groupId] : [];
+/** Who cannot look must look again, and not take what was not seen for dead. */
+function unlessTooManyFiles(error: unknown): undefined {
+  if (!isTooManyFiles(error)) throw error;
+}
+
+function isTooManyFiles(error: unknown): boolean {
+  return ['EMFILE', 'ENFILE'].includes((error as NodeJS.ErrnoException).code ?? '');
+}
+
+function kill(target: number): void {
+  // 0 would be our own group.
+  if (target === 0) return;
+  try {
+    process.kill(target, 'SIGKILL');
+  } catch {
+    // It has just ended by itself, or belongs to someone else by now.
+  }
+}
+
+/** The processes of trees that run; a zombie does not. */
+export async function livingMembers(trees: readonly ProcessTree[]): Promise<number[]> {
+  const started = trees.filter(({ groupId }) => groupId > 0);
+  if (process.platform !== 'linux') {
+    return started.filter((tree) => signalGroup(tree, 0)).map(({ groupId }) => -groupId);
+  }
+  const groups = new Set(started.map(({ groupId }) => groupId));
+  const markers = started.map(({ runId }) => `${RUN_ID_VARIABLE}=${runId}\0`);
   const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name));
-  const marker = `${RUN_ID_VARIABLE}=${tree.runId}\0`;
-  const living = await Promise.all(
-    pids.map(async (pid) => {
-      try {
-        // pid (command) state parent group …; the command may contain anything, also parentheses.
-        const stat = await readFile(`/proc/${pid}/stat`, 'latin1');
-        const [state, , group] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-        if (state === 'Z' || state === 'X') return undefined;
-        if (Number(group) === tree.groupId) return Number(pid);
-        const environment = await readFile(`/proc/${pid}/environ`, 'latin1');
-        return `${environment}\0`.includes(marker) ? Number(pid) : undefined;
-      } catch {
-        return undefined; // It has ended, or is not ours to look at.
-      }
-    }),
-  );
-  return living.filter((pid) => pid !== undefined);
+  const living: number[] = [];
+  while (pids.length > 0) {
+    const found = await Promise.all(pids.splice(0, AT_ONCE).map((pid) => isMember(pid, groups, markers)));
+    living.push(...found.filter((pid) => pid !== undefined));
+  }
+  return living;
+}
+
+async function isMember(pid: string, groups: Set<number>, markers: string[]): Promise<number | undefined> {
+  try {
+    // pid (command) state parent group …; the command may contain anything, also parentheses.
+    const stat = await readFile(`/proc/${pid}/stat`, 'latin1');
+    const [state, , group] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    if (state === 'Z' || state === 'X') return undefined;
+    if (groups.has(Number(group))) return Number(pid);
+    const environment = `${await readFile(`/proc/${pid}/environ`, 'latin1')}\0`;
+    return markers.some((marker) => environment.includes(marker)) ? Number(pid) : undefined;
+  } catch (error) {
+    if (isTooManyFiles(error)) throw error;
+    return undefined; // It has ended, or is not ours to look at.
+  }
 }

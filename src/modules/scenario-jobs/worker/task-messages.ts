@@ -23,7 +23,13 @@ export function parseFromTask(message: unknown): FromTask | undefined {
   if (kind === 'acknowledged') return { kind };
   if (kind === 'progress') return { kind, progress };
   if (kind === 'returned') return result === undefined || typeof result === 'string' ? { kind, result } : undefined;
-  return kind === 'threw' && isTaskError(error) ? { kind, error } : undefined;
+  if (kind !== 'threw' || !isTaskError(error)) return undefined;
+  return { kind, error: { ...error, code: storable(error.code), message: storable(error.message) } };
+}
+
+/** Postgres stores neither NUL nor half a surrogate pair: a replacement character stands in for them. */
+function storable(text: string): string {
+  return text.toWellFormed().replaceAll('\0', '\ufffd');
 }
 
 function isTaskError(error: unknown): error is TaskError {

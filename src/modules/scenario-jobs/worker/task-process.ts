@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { type Readable } from 'node:stream';
 import { within } from '../../../infrastructure/within';
 import { type StopKind } from '../job-status';
-import { killTree, type ProcessTree, signalGroup } from './process-tree';
+import { killTrees, type ProcessTree, signalGroup } from './process-tree';
 import { parseFromTask, RUN_ID_VARIABLE, type TaskError, type ToTask } from './task-messages';
 
 /** A task inherits these of the worker's environment and those that the settings name: no credentials. */
@@ -61,6 +61,7 @@ export class TaskProcess {
   private end: TaskEnd | undefined;
   private stopped: StopKind | null = null;
   private stopping = false;
+  private gone = false;
   private acknowledged = false;
   private outOfMemory = false;
   private timer: NodeJS.Timeout | undefined;
@@ -88,7 +89,7 @@ export class TaskProcess {
    * whole group. Calling it twice is calling it once.
    */
   stop(): void {
-    if (this.stopping) return;
+    if (this.stopping || this.gone) return;
     this.stopping = true;
     this.stopped = 'graceful';
     clearTimeout(this.timer);
@@ -100,6 +101,7 @@ export class TaskProcess {
 
   /** Ends the task without asking. */
   kill(): void {
+    if (this.gone) return;
     this.stopping = true;
     this.stopped = 'killed';
     clearTimeout(this.timer);
@@ -141,7 +143,9 @@ export class TaskProcess {
       if (this.child.pid === undefined) this.child.once('error', () => resolve({ code: null, signal: null }));
     });
     clearTimeout(this.timer);
-    await killTree(this.tree);
+    // It is reaped: once the rest of its group is dead as well, the group's id may be somebody else's.
+    this.gone = true;
+    await killTrees([this.tree]);
     await this.untilOutputIsRead();
     const end = this.end ?? { kind: 'exited', code, signal, outOfMemory: this.outOfMemory };
     return { end, stopped: this.stopped };

@@ -1,4 +1,4 @@
-import { type BeforeApplicationShutdown, Inject, Injectable, type OnApplicationBootstrap } from '@nestjs/common';
+import { type BeforeApplicationShutdown, Inject, Injectable } from '@nestjs/common';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { within } from '../../../infrastructure/within';
@@ -12,7 +12,7 @@ import { WORKER_ID } from './worker-id';
 
 /** Starts the parts of a worker in order, and stops them in the opposite one. */
 @Injectable()
-export class WorkerLifecycle implements OnApplicationBootstrap, BeforeApplicationShutdown {
+export class WorkerLifecycle implements BeforeApplicationShutdown {
   constructor(
     private readonly watchdog: Watchdog,
     private readonly listener: CancelListener,
@@ -25,7 +25,8 @@ export class WorkerLifecycle implements OnApplicationBootstrap, BeforeApplicatio
     @Inject(LOGGER) private readonly logger: Logger,
   ) {}
 
-  onApplicationBootstrap(): void {
+  /** Not before all else has been started: a worker that fails to start must not have begun a run. */
+  start(): void {
     this.watchdog.start();
     this.listener.start();
     this.reconciler.start();

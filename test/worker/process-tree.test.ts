@@ -1,0 +1,59 @@
+import { type ChildProcess, fork, spawn } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { killTrees } from '../../src/modules/scenario-jobs/worker/process-tree';
+import { RUN_ID_VARIABLE } from '../../src/modules/scenario-jobs/worker/task-messages';
+import { eventually } from '../support/eventually';
+import { DIST } from '../support/service-process';
+
+/** A process that leads a group of its own, like a task. */
+function startGroup(runId: string, program: string, ...args: string[]): ChildProcess {
+  const env = { PATH: process.env.PATH, [RUN_ID_VARIABLE]: runId };
+  return spawn(program, args, { detached: true, stdio: 'ignore', env });
+}
+
+const hasEnded = ({ exitCode, signalCode }: ChildProcess) => exitCode !== null || signalCode !== null;
+
+describe('killing what a task has started', () => {
+  let folder: string;
+  beforeAll(() => (folder = mkdtempSync(join(tmpdir(), 'process-tree-'))));
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  it('ends a chain of processes of which each starts the next one and exits', async () => {
+    const trace = join(folder, 'trace');
+    writeFileSync(trace, '');
+    // Ends by itself some time, should it not be ended.
+    const script = 'next() { [ $1 -gt 0 ] && { printf x >> "$0"; next $(($1 - 1)) & }; }; next 100000';
+    const { pid } = startGroup('chain', 'sh', '-c', script, trace);
+    const length = () => readFileSync(trace).length;
+    await eventually('the chain is under way', () => length() > 20);
+    await killTrees([{ groupId: pid as number, runId: 'chain' }]);
+    const then = length();
+    await sleep(200);
+    expect(length()).toBe(then);
+  });
+});
+
+describe('a watchdog', () => {
+  it('ends the tasks of a worker that has a great many, when it dies', async () => {
+    const watchdog = fork(join(DIST, 'main.watchdog.js'), ['600000'], {
+      env: {},
+      stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
+      execArgv: ['--max-old-space-size=32'],
+    });
+    const tasks = Array.from({ length: 150 }, (_, index) => startGroup(`run-${index}`, 'sleep', '3600'));
+    try {
+      for (const [index, { pid }] of tasks.entries()) {
+        watchdog.send({ kind: 'watch', tree: { groupId: pid, runId: `run-${index}` } });
+      }
+      watchdog.disconnect();
+      await eventually('the watchdog has ended', () => hasEnded(watchdog));
+      expect(watchdog.exitCode).toBe(0);
+      await eventually('every task has ended', () => tasks.every(hasEnded));
+    } finally {
+      for (const task of [...tasks, watchdog]) task.kill('SIGKILL');
+    }
+  });
+});
