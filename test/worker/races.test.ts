@@ -2,8 +2,12 @@ import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pino } from 'pino';
 import { hashApiKey } from '../../src/auth/api-key';
+import { ApiKeyRepository } from '../../src/auth/api-key.repository';
 import { parseSettings } from '../../src/config/settings';
 import { Database } from '../../src/infrastructure/database';
+import { Metrics } from '../../src/infrastructure/metrics';
+import { CancelJob } from '../../src/modules/scenario-jobs/api/cancel-job';
+import { JobQueue } from '../../src/modules/scenario-jobs/job-queue';
 import { JobRepository, type Run } from '../../src/modules/scenario-jobs/job.repository';
 import { eventually } from '../support/eventually';
 import { TestSystem } from '../support/test-system';
@@ -80,6 +84,30 @@ describe('whoever writes first wins, and the other learns of it', () => {
       expect(await status(run.jobId)).toBe(cancelled ? 'cancelled' : finished);
       expect(await system.scenarioCount(run.jobId)).toBe(!cancelled && finished === 'completed' ? 1 : 0);
     }
+  });
+
+  it('cancel against the revocation of its key', async () => {
+    const { key, keyId } = await system.createKey(system.workspace.id);
+    const hash = hashApiKey(key);
+    /** Finds the row locked at first; then the key is revoked, just before the last word. */
+    class Revoked extends JobRepository {
+      override cancelAtOnce = () => Promise.resolve(undefined);
+      override async cancel(request: Parameters<JobRepository['cancel']>[0]) {
+        await new ApiKeyRepository(database).revoke(keyId);
+        return super.cancel(request);
+      }
+    }
+    const logger = pino({ level: 'silent' });
+    const settings = parseSettings(system.settings);
+    const queue = new JobQueue(settings, logger);
+    const cancelJob = new CancelJob(new Revoked(database), queue, new Metrics(), settings, logger);
+    const identify = async () => {
+      const owner = await new ApiKeyRepository(database).findOwner(hash);
+      if (!owner) throw new Error('the key does not work');
+      return owner;
+    };
+    await expect(cancelJob.cancel({ hash, identify }, await newJob(), null)).rejects.toThrow('the key does not work');
+    await queue.onApplicationShutdown();
   });
 
   it('cancel against requeue', async () => {
