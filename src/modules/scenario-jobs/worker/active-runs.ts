@@ -40,6 +40,8 @@ export class ActiveRun {
  */
 @Injectable()
 export class ActiveRuns {
+  /** Set when this worker ends and has waited long enough: who waits for Postgres gives up soon. */
+  hurried = false;
   private readonly runs = new Map<string, { run: ActiveRun; settled: Promise<unknown> }>();
 
   get size(): number {

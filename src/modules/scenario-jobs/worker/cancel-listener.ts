@@ -67,9 +67,9 @@ export class CancelListener {
   private poll(): void {
     // Nothing comes on a subscription for hours: only an answer tells that it is still there.
     if (this.subscription?.status === 'ready') this.subscription.ping().catch(() => undefined);
-    void this.ask('poll').finally(() => {
-      if (!this.stopped) this.timer = setTimeout(() => this.poll(), this.settings.CANCEL_POLL_MS);
-    });
+    void this.ask('poll');
+    // Whatever the answer: doorbells that come without end may not hold back the next sign of life.
+    this.timer = setTimeout(() => this.poll(), this.settings.CANCEL_POLL_MS);
   }
 
   /** One question at a time. Whatever comes in while one is under way is answered by one more after it. */

@@ -49,6 +49,7 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
       this.logger.info({ runs: this.runs.size, waitMs: this.settings.DRAIN_MS }, 'waiting for runs');
     await within(this.settings.DRAIN_MS, 'drain', this.runs.settled()).catch(() => {
       this.logger.warn({ runs: this.runs.size }, 'stopping runs, their jobs are queued again');
+      this.runs.hurried = true;
       this.runs.stopAll('interrupted');
       return this.runs.settled();
     });
