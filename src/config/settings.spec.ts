@@ -32,6 +32,7 @@ describe('settings', () => {
     ['PORT', '3000x', 'must be a whole number'],
     ['PORT', '-1', 'must be a whole number'],
     ['WORKER_CONCURRENCY', '0', 'must be at least 1'],
+    ['DATABASE_POOL_SIZE', '1', 'must be at least 2'],
     ['STOP_GRACE_MS', '1e3', 'must be a whole number of milliseconds'],
     ['STOP_GRACE_MS', '0', 'must be at least 1'],
     ['CANCEL_POLL_MS', '9999999999', 'must be at most 2147483647'],

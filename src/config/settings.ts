@@ -29,7 +29,7 @@ const oneOf = <const Options extends readonly [string, ...string[]]>(options: Op
 /** Every environment variable that the service reads: its type, its default and what it is for. */
 export const SETTINGS = {
   DATABASE_URL: url(/^postgres(ql)?:$/, 'postgres://').describe('Postgres, the truth about every job.'),
-  DATABASE_POOL_SIZE: count(10, 1000, 'Connections to Postgres in each process.', 2),
+  DATABASE_POOL_SIZE: count(10, 1000, 'Connections to Postgres in each process. At least 2.', 2),
   REDIS_URL: z
     .string({ error: 'is required' })
     .transform((list) => list.split(',').map((one) => one.trim()))
@@ -87,7 +87,7 @@ export const SETTINGS = {
   BLIND_MS: milliseconds(60_000, 'A worker that cannot ask for so long stops its tasks.'),
   WATCHDOG_MS: milliseconds(10_000, 'A worker process frozen for so long loses its tasks to its watchdog.', 1000),
   LOCK_MS: milliseconds(30_000, 'How long BullMQ leaves a job to a worker that it does not hear from.', 1000),
-  WORKER_LOST_MS: milliseconds(30_000, 'A worker not heard of in Postgres for so long counts as dead.'),
+  WORKER_LOST_MS: milliseconds(90_000, 'A worker not heard of in Postgres for so long counts as dead.'),
   RECONCILE_MS: milliseconds(10_000, 'How often rows and queue are compared and repaired.', 50),
   DRAIN_MS: milliseconds(25_000, 'How long a worker told to shut down waits for its runs before it stops them.', 0),
 } as const;

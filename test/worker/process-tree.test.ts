@@ -43,7 +43,7 @@ describe('a watchdog', () => {
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
       execArgv: ['--max-old-space-size=32'],
     });
-    const tasks = Array.from({ length: 150 }, (_, index) => startGroup(`run-${index}`, 'sleep', '3600'));
+    const tasks = Array.from({ length: 150 }, (_, index) => startGroup(`run-${index}`, 'sleep', '60'));
     try {
       for (const [index, { pid }] of tasks.entries()) {
         watchdog.send({ kind: 'watch', tree: { groupId: pid, runId: `run-${index}` } });
