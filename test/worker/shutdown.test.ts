@@ -1,6 +1,7 @@
 import { eventually } from '../support/eventually';
 import { OwnRedis } from '../support/own-redis';
 import { ServiceProcess } from '../support/service-process';
+import { TcpProxy } from '../support/tcp-proxy';
 import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
 
 describe('a worker that is told to end', () => {
@@ -72,6 +73,23 @@ describe('a process that is told to end while Redis is', () => {
       await system.stop();
       await redis.stop();
     }
+  });
+});
+
+describe('a worker that is told to end while Postgres is away', () => {
+  it('gives up what it cannot record, and leaves no task', async () => {
+    const proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
+    const system = await TestSystem.start({
+      settings: { DRAIN_MS: '100', BLIND_MS: '3600000' },
+      worker: ({ DATABASE_URL }) => ({ DATABASE_URL: proxy.through(DATABASE_URL!) }),
+    });
+    const { pid } = await system.createRunning('cooperative');
+    await proxy.refuse();
+    system.workers[0]!.signal('SIGTERM');
+    await system.workers[0]!.ended();
+    expect(await groupIsAlive(pid)).toBe(false);
+    await system.stop();
+    await proxy.stop();
   });
 });
 
