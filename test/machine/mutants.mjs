@@ -40,7 +40,7 @@ export const MUTANTS = [
     name: 'poll-removed',
     says: 'a worker asks Postgres only when it is told to',
     file: listener,
-    find: /if \(!this\.stopped\)\s+this\.timer = setTimeout\(\(\) => this\.poll\(\), this\.settings\.CANCEL_POLL_MS\);/,
-    replace: `if (!this.stopped) this.timer = setInterval(() => this.jobs.reportAlive(this.workerId).catch(() => undefined), 300);`,
+    find: /this\.timer = setTimeout\(\(\) => this\.poll\(\), this\.settings\.CANCEL_POLL_MS\);/,
+    replace: `this.timer = setInterval(() => this.jobs.reportAlive(this.workerId).catch(() => undefined), 300);`,
   },
 ];
