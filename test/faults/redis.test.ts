@@ -11,15 +11,21 @@ const UNDELIVERED = 'cancel could not be delivered, and will be noticed later';
 const isStopping = (system: TestSystem, jobId: string) =>
   system.workers[0]!.logged('stopping: the job was cancelled', jobId);
 
-it('a password that Redis refuses is in no line of the log', async () => {
-  const system = await TestSystem.start({ workers: 0 });
-  const url = new URL(process.env.TEST_REDIS_URL!);
-  url.password = 'not-the-password';
-  const worker = await system.startWorker({ REDIS_URL: url.href });
-  const { err } = await worker.untilLogged('redis connection lost');
-  expect(err).toMatchObject({ message: expect.stringContaining('WRONGPASS') as string });
-  expect(JSON.stringify([worker.logs, worker.printed])).not.toContain(url.password);
-  await system.stop();
+describe('a password that Redis refuses', () => {
+  let system: TestSystem;
+  beforeAll(async () => {
+    system = await TestSystem.start({ workers: 0 });
+  });
+  afterAll(() => system.stop());
+
+  it('is in no line of the log', async () => {
+    const url = new URL(process.env.TEST_REDIS_URL!);
+    url.password = 'not-the-password';
+    const worker = await system.startWorker({ REDIS_URL: url.href });
+    const { err } = await worker.untilLogged('redis connection lost');
+    expect(err).toMatchObject({ message: expect.stringContaining('WRONGPASS') as string });
+    expect(JSON.stringify([worker.logs, worker.printed])).not.toContain(url.password);
+  });
 });
 
 describe('between the service and Redis', () => {

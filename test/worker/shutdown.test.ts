@@ -77,19 +77,26 @@ describe('a process that is told to end while Redis is', () => {
 });
 
 describe('a worker that is told to end while Postgres is away', () => {
-  it('gives up what it cannot record, and leaves no task', async () => {
-    const proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
-    const system = await TestSystem.start({
+  let proxy: TcpProxy;
+  let system: TestSystem;
+  beforeAll(async () => {
+    proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
+    system = await TestSystem.start({
       settings: { DRAIN_MS: '100', BLIND_MS: '3600000' },
       worker: ({ DATABASE_URL }) => ({ DATABASE_URL: proxy.through(DATABASE_URL!) }),
     });
+  });
+  afterAll(async () => {
+    await system.stop();
+    await proxy.stop();
+  });
+
+  it('gives up what it cannot record, and leaves no task', async () => {
     const { pid } = await system.createRunning('cooperative');
     await proxy.refuse();
     system.workers[0]!.signal('SIGTERM');
     await system.workers[0]!.ended();
     expect(await groupIsAlive(pid)).toBe(false);
-    await system.stop();
-    await proxy.stop();
   });
 });
 
@@ -115,15 +122,19 @@ describe('the log of an api that is told to end', () => {
 });
 
 describe('a worker that cannot start', () => {
+  let system: TestSystem;
+  beforeAll(async () => {
+    system = await TestSystem.start({ workers: 0 });
+  });
+  afterAll(() => system.stop());
+
   it('begins no run: its port is taken', async () => {
-    const system = await TestSystem.start({ workers: 0 });
     const job = await system.create('quick');
     const WORKER_PORT = new URL(system.api.url as string).port;
     const worker = await ServiceProcess.runToEnd('main.worker.js', { ...system.settings, WORKER_PORT });
     expect(worker.exit).toEqual({ code: 1, signal: null });
     expect(worker.logged('worker could not start')).toBeDefined();
     expect(await system.row(job.id)).toMatchObject({ status: 'queued', attempt: 0 });
-    await system.stop();
   });
 });
 
