@@ -9,6 +9,7 @@ import {
   registerDecorator,
   type ValidationOptions,
 } from 'class-validator';
+import { isStorable } from '../../../infrastructure/text';
 
 export const MAX_PROMPT = 10_000;
 export const MAX_CONTEXT = 50_000;
@@ -35,7 +36,7 @@ function IsStorableText(options?: ValidationOptions) {
       propertyName,
       options,
       validator: {
-        validate: (value: unknown) => typeof value !== 'string' || (value.isWellFormed() && !value.includes('\0')),
+        validate: (value: unknown) => typeof value !== 'string' || isStorable(value),
         defaultMessage: () => '$property must be valid Unicode text without NUL characters',
       },
     });

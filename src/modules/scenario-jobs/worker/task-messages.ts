@@ -1,3 +1,5 @@
+import { storable } from '../../../infrastructure/text';
+
 /** What a worker tells the process of a run. */
 export type ToTask =
   | { kind: 'start'; module: string; input: Record<string, unknown> }
@@ -25,11 +27,6 @@ export function parseFromTask(message: unknown): FromTask | undefined {
   if (kind === 'returned') return result === undefined || typeof result === 'string' ? { kind, result } : undefined;
   if (kind !== 'threw' || !isTaskError(error)) return undefined;
   return { kind, error: { ...error, code: storable(error.code), message: storable(error.message) } };
-}
-
-/** Postgres stores neither NUL nor half a surrogate pair: a replacement character stands in for them. */
-function storable(text: string): string {
-  return text.toWellFormed().replaceAll('\0', '\ufffd');
 }
 
 function isTaskError(error: unknown): error is TaskError {

@@ -1,3 +1,4 @@
+import { isStorable } from '../../../infrastructure/text';
 import { type NewScenario } from '../job.repository';
 
 const MAX_NAME = 255;
@@ -10,8 +11,7 @@ type Parsed =
 export function parseResult(json: string | undefined): Parsed {
   if (json === undefined) return { error: { code: 'TASK_NO_RESULT', message: 'The task ended without a result' } };
   let storable = true;
-  // Postgres stores neither NUL nor half a surrogate pair.
-  const check = (text: string) => (storable &&= text.isWellFormed() && !text.includes('\0'));
+  const check = (text: string) => (storable &&= isStorable(text));
   let result: unknown;
   try {
     result = JSON.parse(json, (key, value: unknown) => {

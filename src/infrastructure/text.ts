@@ -1,0 +1,9 @@
+/** Whether Postgres can store the text: it takes neither NUL nor half a surrogate pair. */
+export function isStorable(text: string): boolean {
+  return text.isWellFormed() && !text.includes('\0');
+}
+
+/** The text, with a replacement character for each thing in it that Postgres cannot store. */
+export function storable(text: string): string {
+  return text.toWellFormed().replaceAll('\0', '\ufffd');
+}
