@@ -61,7 +61,6 @@ export class TaskProcess {
   private end: TaskEnd | undefined;
   private stopped: StopKind | null = null;
   private stopping = false;
-  private gone = false;
   private acknowledged = false;
   private outOfMemory = false;
   private timer: NodeJS.Timeout | undefined;
@@ -89,7 +88,7 @@ export class TaskProcess {
    * whole group. Calling it twice is calling it once.
    */
   stop(): void {
-    if (this.stopping || this.gone) return;
+    if (this.stopping) return;
     this.stopping = true;
     this.stopped = 'graceful';
     clearTimeout(this.timer);
@@ -101,18 +100,22 @@ export class TaskProcess {
 
   /** Ends the task without asking. */
   kill(): void {
-    if (this.gone) return;
     this.stopping = true;
     this.stopped = 'killed';
     clearTimeout(this.timer);
-    signalGroup(this.tree, 'SIGKILL');
+    this.signal('SIGKILL');
   }
 
   private terminate(): void {
     clearTimeout(this.timer);
     this.stopped = 'terminated';
-    signalGroup(this.tree, 'SIGTERM');
+    this.signal('SIGTERM');
     this.timer = setTimeout(() => this.kill(), this.options.stop.killMs);
+  }
+
+  /** Not once the process has been reaped: its group's id may be somebody else's by now. */
+  private signal(signal: NodeJS.Signals): void {
+    if (this.child.exitCode === null && this.child.signalCode === null) signalGroup(this.tree, signal);
   }
 
   private onMessage(sent: unknown): void {
@@ -131,7 +134,7 @@ export class TaskProcess {
       case 'threw':
         if (this.end) return;
         this.end = message;
-        if (!this.stopping) this.timer = setTimeout(() => signalGroup(this.tree, 'SIGKILL'), EXIT_WITHIN_MS);
+        if (!this.stopping) this.timer = setTimeout(() => this.signal('SIGKILL'), EXIT_WITHIN_MS);
         return;
       case undefined: // Not one of ours.
     }
@@ -143,8 +146,6 @@ export class TaskProcess {
       if (this.child.pid === undefined) this.child.once('error', () => resolve({ code: null, signal: null }));
     });
     clearTimeout(this.timer);
-    // It is reaped: once the rest of its group is dead as well, the group's id may be somebody else's.
-    this.gone = true;
     await killTrees([this.tree]);
     await this.untilOutputIsRead();
     const end = this.end ?? { kind: 'exited', code, signal, outOfMemory: this.outOfMemory };
