@@ -68,7 +68,7 @@ export async function measure({ stage, load, quick, say }) {
   } finally {
     await watch.close();
     await inProcess.close();
-    await floor.close();
+    await floor.site.close();
     await site.worker.stop();
     await site.close();
   }
@@ -115,7 +115,6 @@ async function openFloor(stage) {
       const [jobId] = await makeProcessing(site, 1, workerId);
       return cancel(site, watch, jobId, await worker.ask('start', { jobId, prompt: 'heeds its signal' }));
     },
-    close: () => site.close(),
   };
 }
 

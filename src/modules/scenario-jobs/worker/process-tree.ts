@@ -28,10 +28,10 @@ const AT_ONCE = 16;
  */
 export async function killTrees(trees: readonly ProcessTree[]): Promise<void> {
   for (let wait = 1; ; wait = Math.min(2 * wait, 50)) {
-    for (const tree of trees) kill(-tree.groupId);
+    for (const tree of trees) evenIfGone(() => signalGroup(tree, 'SIGKILL'));
     const members = await livingMembers(trees).catch(unlessTooManyFiles);
     if (members?.length === 0) return;
-    for (const pid of members ?? []) kill(pid);
+    for (const pid of members ?? []) evenIfGone(() => process.kill(pid, 'SIGKILL'));
     await new Promise((resolve) => setTimeout(resolve, wait));
   }
 }
@@ -45,11 +45,9 @@ function isTooManyFiles(error: unknown): boolean {
   return ['EMFILE', 'ENFILE'].includes((error as NodeJS.ErrnoException).code ?? '');
 }
 
-function kill(target: number): void {
-  // 0 would be our own group.
-  if (target === 0) return;
+function evenIfGone(kill: () => void): void {
   try {
-    process.kill(target, 'SIGKILL');
+    kill();
   } catch {
     // It has just ended by itself, or belongs to someone else by now.
   }
