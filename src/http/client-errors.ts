@@ -1,40 +1,20 @@
 import { randomUUID } from 'node:crypto';
-import { type Server, type ServerResponse, STATUS_CODES } from 'node:http';
+import { STATUS_CODES } from 'node:http';
 import { type Socket } from 'node:net';
 import { JobNotFound } from '../modules/scenario-jobs/job.errors';
 import { ApiError } from './api-error';
+import { type Connection } from './connections';
 import { toApiError } from './error.filter';
 
 /** What Node says of a connection; the packet, which Fastify's type has wrong, is a buffer. */
 type ClientError = Error & { code?: string; rawPacket?: unknown };
 
-type Connection = { unanswered: Set<ServerResponse>; newest?: ServerResponse; refused: boolean };
-
-const connections = new WeakMap<Socket, Connection>();
-
-function connectionOf(socket: Socket): Connection {
-  const known = connections.get(socket) ?? { unanswered: new Set(), refused: false };
-  connections.set(socket, known);
-  return known;
-}
-
-/** Remembers which requests of each connection are still to be answered. */
-export function rememberRequests(server: Server): void {
-  server.on('request', ({ socket }, response) => {
-    const connection = connectionOf(socket);
-    connection.newest = response;
-    connection.unanswered.add(response);
-    response.once('close', () => connection.unanswered.delete(response));
-  });
-}
-
 /**
  * Node gave up on a connection, on what is no request: answers that in the envelope and closes it. Requests that
  * came before on the same connection are answered first, or their caller would take this for their answer.
  */
-export function refuseConnection(error: ClientError, socket: Socket): void {
-  const connection = connectionOf(socket);
-  if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
+export function refuseConnection(error: ClientError, socket: Socket, connection: Connection | undefined): void {
+  if (!connection || error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
   if (connection.refused) return;
   connection.refused = true;
   const refuse = () => {

@@ -6,7 +6,8 @@ import { type Caller, type PresentedKey } from '../auth/caller';
 import { type Logger } from '../infrastructure/logger';
 import { type Metrics } from '../infrastructure/metrics';
 import { ApiError } from './api-error';
-import { refuseConnection, rememberRequests } from './client-errors';
+import { refuseConnection } from './client-errors';
+import { Connections } from './connections';
 import { sendError, toApiError } from './error.filter';
 
 /** Twelve bytes for each of the 60 000 characters of the largest prompt and context, and some air. */
@@ -28,6 +29,7 @@ const METHODS_WITH_BODY = new Set(['POST', 'PUT', 'PATCH']);
  * is in the envelope, also those that Fastify or Node find before a route is reached.
  */
 export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapter {
+  const connections = new Connections();
   const adapter = new FastifyAdapter({
     loggerInstance: logger,
     bodyLimit: BODY_LIMIT,
@@ -46,13 +48,15 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     // The id in a path is looked up however long it is: it is then not found.
     routerOptions: { maxParamLength: 65_536 },
     rewriteUrl: (request: IncomingMessage) => decodable(request.url ?? '/'),
-    clientErrorHandler: refuseConnection,
+    clientErrorHandler: (error, socket) => refuseConnection(error, socket, connections.get(socket)),
+    // A request that comes while the server is closed is one more; the answer of Fastify has another shape.
+    return503OnClosing: false,
     frameworkErrors: (error: unknown, request: FastifyRequest, reply: FastifyReply) =>
       sendError(reply.header('x-request-id', request.id), toApiError(error)),
   });
   const fastify = adapter.getInstance();
   const { server } = fastify;
-  rememberRequests(server);
+  connections.watch(server);
   // An expectation that Node does not know is ignored; it would be refused in words that are not ours.
   server.on('checkExpectation', (request, response) => server.emit('request', request, response));
 
@@ -90,6 +94,10 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     if (request.headers.upgrade !== undefined) void reply.header('connection', 'close');
     const { httpVersion, headers } = request.raw;
     if (httpVersion === '1.1' && headers.host === undefined) return done(new ApiError('malformed_request', NO_HOST));
+    done();
+  });
+  fastify.addHook('preClose', (done) => {
+    connections.endWithin(HANDLER_TIMEOUT_MS, server);
     done();
   });
   fastify.addHook('onResponse', (request, reply, done) => {

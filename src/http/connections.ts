@@ -1,0 +1,53 @@
+import { type Server, type ServerResponse } from 'node:http';
+import { type Socket } from 'node:net';
+
+/** What is known of a client's connection. */
+export type Connection = {
+  /** The answers that are still to be given, in the order of their requests. */
+  unanswered: Set<ServerResponse>;
+  newest?: ServerResponse;
+  /** Whether it has been told that what it sent is no request. */
+  refused: boolean;
+};
+
+/** How often connections are looked at while the server closes. */
+const LOOK_EVERY_MS = 50;
+
+/** The open connections of a server, and which requests of each are still to be answered. */
+export class Connections {
+  private readonly open = new Map<Socket, Connection>();
+
+  watch(server: Server): void {
+    server.on('connection', (socket) => {
+      this.open.set(socket, { unanswered: new Set(), refused: false });
+      socket.once('close', () => this.open.delete(socket));
+    });
+    server.on('request', ({ socket }, response) => {
+      const connection = this.open.get(socket);
+      if (!connection) return;
+      connection.newest = response;
+      connection.unanswered.add(response);
+      response.once('close', () => connection.unanswered.delete(response));
+    });
+  }
+
+  get(socket: Socket): Connection | undefined {
+    return this.open.get(socket);
+  }
+
+  /**
+   * Lets a server that is being closed end: each connection once its requests are answered, and every one after
+   * `limitMs`. By itself it would wait, without a limit, for connections that send nothing and for requests that do not
+   * arrive in full, and for one that was busy at the time as long as it is kept alive.
+   */
+  endWithin(limitMs: number, server: Server): void {
+    const began = performance.now();
+    const look = () => {
+      const late = performance.now() - began > limitMs;
+      for (const [socket, { unanswered }] of this.open) if (late || unanswered.size === 0) socket.destroy();
+    };
+    look();
+    const timer = setInterval(look, LOOK_EVERY_MS);
+    server.once('close', () => clearInterval(timer));
+  }
+}
