@@ -52,6 +52,8 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
     console.error(`${path} has no default export that is a function`);
     return { kind: 'threw', error: failure('TASK_NOT_LOADED', 'The task could not be loaded') };
   }
+  // Asked to stop while its module was loading: then it is not begun.
+  if (stop.signal.aborted) return { kind: 'threw', error: failure('TASK_STOPPED', 'The task was stopped') };
   let result: unknown;
   try {
     result = await (task as (...args: unknown[]) => unknown)(input, {

@@ -9,6 +9,8 @@ const patience = Math.max(1, Math.round(Number(process.argv[2]) / HEARTBEAT_MS))
 const trees = new Map<string, ProcessTree>();
 /** Counted in our own ticks, not by the clock: a machine that slept as a whole has frozen us both. */
 let silentTicks = 0;
+/** Resolves when every tree that was to be killed is dead. */
+let killed: Promise<unknown> = Promise.resolve();
 
 process.on('message', (message: ToWatchdog) => {
   silentTicks = 0;
@@ -17,19 +19,24 @@ process.on('message', (message: ToWatchdog) => {
 });
 
 setInterval(() => {
-  if (++silentTicks >= patience) void killAll();
+  if (++silentTicks >= patience) killAll();
 }, HEARTBEAT_MS);
 
-process.on('disconnect', () => void killAll().finally(() => process.exit(0)));
+process.on('disconnect', () => {
+  killAll();
+  void killed.finally(() => process.exit(0));
+});
 // It ends with its worker and not before.
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined);
 
-async function killAll(): Promise<void> {
+function killAll(): void {
   const doomed = [...trees.values()];
   trees.clear();
-  await killTrees(doomed);
-  for (const { runId } of doomed) {
-    if (process.connected)
-      process.send?.({ kind: 'killed', runId } satisfies FromWatchdog, undefined, undefined, () => undefined);
-  }
+  // Said first: a worker that thaws must not see a task die and not know why.
+  for (const { runId } of doomed) tell({ kind: 'killed', runId });
+  killed = Promise.all([killed, killTrees(doomed)]);
+}
+
+function tell(message: FromWatchdog): void {
+  if (process.connected) process.send?.(message, undefined, undefined, () => undefined);
 }

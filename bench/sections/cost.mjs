@@ -147,14 +147,13 @@ async function startTask() {
   const began = process.hrtime.bigint();
   const task = new TaskProcess({
     runId: randomUUID(),
-    module: TASK,
-    input: { prompt: '[return]' },
     memoryMb: TASK_MEMORY_MB.parse(undefined),
     inherit: [],
     stop: { ackMs: 1000, graceMs: 1000, killMs: 1000 },
     onProgress: () => undefined,
     onOutput: (line) => (printed ??= line),
   });
+  task.start(TASK, { prompt: '[return]' });
   const { end } = await task.ended;
   if (end.kind !== 'returned') throw new Error(`the task ended as ${end.kind}`);
   return sinceFork(began, printed);

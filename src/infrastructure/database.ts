@@ -4,6 +4,7 @@ import { PrismaPg } from '@prisma/adapter-pg';
 import { SETTINGS_TOKEN, type Settings } from '../config/settings';
 import { PrismaClient } from '../generated/prisma/client';
 import { LOGGER, type Logger } from './logger';
+import { within } from './within';
 
 /** A statement is given up by Postgres after this long. */
 const STATEMENT_TIMEOUT_MS = 4000;
@@ -11,6 +12,7 @@ const STATEMENT_TIMEOUT_MS = 4000;
 const QUERY_TIMEOUT_MS = 5000;
 /** Wait for a connection, a new one or one of the pool, no longer than this. */
 const CONNECT_TIMEOUT_MS = 2000;
+const DISCONNECT_TIMEOUT_MS = 1000;
 
 /**
  * So many connections stay open while nobody asks, as many as decide cancels at once. The others are closed after ten
@@ -61,7 +63,8 @@ export class Database extends PrismaClient implements OnApplicationShutdown {
   }
 
   async onApplicationShutdown() {
-    await this.$disconnect();
+    // A statement that is still under way has nobody left who waits for it.
+    await within(DISCONNECT_TIMEOUT_MS, 'disconnecting', this.$disconnect()).catch(() => undefined);
   }
 
   /** Resolves when Postgres answers, else throws. */

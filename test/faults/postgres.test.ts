@@ -169,6 +169,27 @@ describe('between a worker and Postgres', () => {
   });
 });
 
+describe('a worker that must stop its tasks, for it cannot ask Postgres', () => {
+  it('keeps the result of a task that has ended before, and records it', async () => {
+    const { proxy, system } = await startBehindProxy('worker', { BLIND_MS: '6000' });
+    try {
+      const { job } = await system.createRunning('slow 5000');
+      await proxy.refuse();
+      const [worker] = system.workers;
+      await worker!.untilLogged('task ended', job.id);
+      await eventually('it has been blind for too long', () =>
+        worker!.logs.some(({ blindMs }) => (blindMs as number) > 6000),
+      );
+      await proxy.accept();
+      await system.untilStatus(job.id, 'completed');
+      expect(worker!.logs.filter(({ msg }) => msg === 'run began')).toHaveLength(1);
+    } finally {
+      await system.stop();
+      await proxy.stop();
+    }
+  });
+});
+
 describe('Postgres itself', () => {
   let postgres: OwnPostgres;
   let system: TestSystem;

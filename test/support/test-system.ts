@@ -259,7 +259,10 @@ export class TestSystem {
     await this.api.stop();
     await this.pool.end();
     this.redis.disconnect();
-    const began = this.workers.flatMap((worker) => worker.logs).filter((line) => line.msg === 'run began');
+    const began = this.workers
+      .flatMap((worker) => worker.logs)
+      // Without a process id there was no process.
+      .filter(({ msg, taskPid }) => msg === 'run began' && taskPid !== 0);
     for (const { taskPid, jobId } of began) {
       await eventually(`the process of ${jobId} is gone`, async () => !(await groupIsAlive(taskPid as number)));
     }
@@ -268,7 +271,7 @@ export class TestSystem {
 
 /** Whether any process of the group of this task lives. A zombie, which nobody has buried yet, does not. */
 export async function groupIsAlive(pid: number): Promise<boolean> {
-  return (await livingMembers([{ groupId: pid, runId: 'none' }])).length > 0;
+  return (await livingMembers(new Set([pid]), [])).length > 0;
 }
 
 /** Whether this process lives; a zombie does not. */

@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import { groupIsAlive, IMPATIENT, isAlive, TestSystem } from '../support/test-system';
 
 describe('cancelling a job', () => {
@@ -92,5 +93,24 @@ describe('cancelling a job whose task stops when it is asked', () => {
     await system.cancel(job.id);
     await system.untilStopped(job.id);
     await system.untilTaskSays(job.id, 'tidied');
+  });
+});
+
+describe('cancelling a job while its task is still loading', () => {
+  let system: TestSystem;
+  beforeAll(async () => {
+    system = await TestSystem.start({
+      settings: { SCENARIO_TASK: join(__dirname, '../support/slow-loading-task.mjs'), STOP_GRACE_MS: '1000' },
+    });
+  });
+  afterAll(() => system.stop());
+
+  it('never calls the task, and ends its process', async () => {
+    const job = await system.create('loads');
+    const pid = await system.untilTaskSays(job.id, 'loading');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
+    expect(await groupIsAlive(pid)).toBe(false);
+    expect(system.workers[0]!.logs.map(({ line }) => line)).not.toContain('called');
   });
 });

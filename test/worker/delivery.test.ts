@@ -63,6 +63,28 @@ describe('a worker learns of a cancel', () => {
     expect(metrics).toMatch(/scenario_jobs_late_results_refused_total 1/);
   });
 
+  it('although a run of its own that is lost cannot be repaired, for its row is locked', async () => {
+    system = await TestSystem.start({ settings: { ...NO_POLL, WORKER_CONCURRENCY: '1' } });
+    const { job } = await system.createRunning('cooperative');
+    const { worker_id: worker } = await system.row(job.id);
+    const lost = await system.create('quick');
+    await system.pool.query(
+      `UPDATE scenario_jobs SET status = 'processing', run_id = gen_random_uuid(), worker_id = $1, attempt = 1, started_at = now()
+       WHERE id = $2`,
+      [worker, lost.id],
+    );
+    // No poll is due that would have seen it before.
+    const client = await system.pool.connect();
+    try {
+      await client.query('BEGIN');
+      await client.query('SELECT FROM scenario_jobs WHERE id = $1 FOR UPDATE', [lost.id]);
+      expect((await system.cancel(job.id)).status).toBe(200);
+      await system.untilStopped(job.id);
+    } finally {
+      client.release(true);
+    }
+  });
+
   it('and believes no message that the row does not confirm', async () => {
     system = await TestSystem.start({ settings: NO_POLL });
     const { job } = await system.createRunning('slow 1500');

@@ -1,3 +1,6 @@
+import { mkdtemp, rm, symlink, unlink } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { eventually } from '../support/eventually';
 import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
 
@@ -44,8 +47,7 @@ describe('when a worker is lost', () => {
     await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
     expect(system.workers[0]!.exit).toBeUndefined();
     system.workers[0]!.signal('SIGCONT');
-    await system.untilStopped(job.id);
-    expect(await system.row(job.id)).toMatchObject({ status: 'cancelled' });
+    expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'killed' });
   });
 
   it('frozen for longer than its lock: the job runs elsewhere, and what the first worker has counts for nothing', async () => {
@@ -93,6 +95,50 @@ describe('when a worker is lost', () => {
       return found !== watchdog && found;
     });
     expect(next).not.toBe(watchdog);
+    system.workers[0]!.signal('SIGKILL');
+    await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
+  });
+});
+
+describe('a worker that the system gives no process', () => {
+  let system: TestSystem;
+  let folder: string;
+  let node: string;
+  beforeEach(async () => {
+    folder = await mkdtemp(join(tmpdir(), 'node-'));
+    node = join(folder, 'node');
+    await symlink(process.execPath, node);
+    // It starts its processes with this program, which can be taken away.
+    const NODE_OPTIONS = `--import="data:text/javascript,process.execPath='${node}'"`;
+    system = await TestSystem.start({
+      settings: { ...IMPATIENT, RETRY_BACKOFF_MS: '3000' },
+      worker: () => ({ NODE_OPTIONS }),
+    });
+  });
+  afterEach(async () => {
+    await system.stop();
+    await rm(folder, { recursive: true });
+  });
+
+  it('tries a job again later, which has an attempt less', async () => {
+    await unlink(node);
+    const { id } = await system.create('quick');
+    expect(await system.workers[0]!.untilLogged('run ended', id)).toMatchObject({ outcome: 'retry' });
+    await symlink(process.execPath, node);
+    expect((await system.untilStatus(id, 'completed', 'failed')).status).toBe('completed');
+    expect((await system.row(id)).attempt).toBe(2);
+  });
+
+  it('goes on trying to start a watchdog', async () => {
+    const { pid } = await system.createRunning('spin');
+    const watchdog = await watchdogOf(system.workers[0]!.pid);
+    await unlink(node);
+    process.kill(watchdog, 'SIGKILL');
+    const failures = () =>
+      system.workers[0]!.logs.filter(({ msg, err }) => msg === 'watchdog ended, starting another' && err);
+    await eventually('it has failed twice', () => failures().length >= 2);
+    await symlink(process.execPath, node);
+    expect(await watchdogOf(system.workers[0]!.pid)).not.toBe(watchdog);
     system.workers[0]!.signal('SIGKILL');
     await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
   });

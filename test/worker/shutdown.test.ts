@@ -79,23 +79,24 @@ describe('a process that is told to end while Redis is', () => {
 describe('a worker that is told to end while Postgres is away', () => {
   let proxy: TcpProxy;
   let system: TestSystem;
-  beforeAll(async () => {
+  beforeEach(async () => {
     proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
     system = await TestSystem.start({
       settings: { DRAIN_MS: '100', BLIND_MS: '3600000' },
       worker: ({ DATABASE_URL }) => ({ DATABASE_URL: proxy.through(DATABASE_URL!) }),
     });
   });
-  afterAll(async () => {
+  afterEach(async () => {
     await system.stop();
     await proxy.stop();
   });
 
-  it('gives up what it cannot record, and leaves no task', async () => {
+  it.each(['refuse', 'silence'] as const)('%s: gives up what it cannot record, and leaves no task', async (fate) => {
     const { pid } = await system.createRunning('cooperative');
-    await proxy.refuse();
-    system.workers[0]!.signal('SIGTERM');
-    await system.workers[0]!.ended();
+    await proxy[fate]();
+    const worker = system.workers.at(-1)!;
+    worker.signal('SIGTERM');
+    expect(await worker.ended()).toEqual({ code: null, signal: 'SIGTERM' });
     expect(await groupIsAlive(pid)).toBe(false);
   });
 });

@@ -19,10 +19,14 @@ export class ActiveRun {
     readonly runId: string,
   ) {}
 
-  /** Gives the run its process. A stop that came before reaches it now. */
+  /** Gives the run its process. One that was stopped before gets none. */
   attach(process: TaskProcess): void {
     this.process = process;
-    if (this.reason) process.stop();
+  }
+
+  /** Resolves when the run has no process any more. */
+  get gone(): Promise<unknown> {
+    return this.process?.ended ?? Promise.resolve();
   }
 
   /** Stops the run. The first reason counts. False when it is being stopped already. */
@@ -40,8 +44,6 @@ export class ActiveRun {
  */
 @Injectable()
 export class ActiveRuns {
-  /** Set when this worker ends and has waited long enough: who waits for Postgres gives up soon. */
-  hurried = false;
   private readonly runs = new Map<string, { run: ActiveRun; settled: Promise<unknown> }>();
 
   get size(): number {
@@ -71,7 +73,12 @@ export class ActiveRuns {
     for (const run of this.all()) run.stop(reason);
   }
 
-  /** Resolves when every run of this moment has ended. */
+  /** Resolves when every process of this moment is gone. */
+  async gone(): Promise<void> {
+    await Promise.all(this.all().map((run) => run.gone));
+  }
+
+  /** Resolves when every run of this moment has ended and that is recorded. */
   async settled(): Promise<void> {
     await Promise.all([...this.runs.values()].map(({ settled }) => settled));
   }

@@ -26,6 +26,7 @@ export class CancelListener {
   private stopped = false;
   private lastAnswer = performance.now();
   private asking: Promise<void> | undefined;
+  private repairing: Promise<void> | undefined;
   private askAgain: Source | undefined;
 
   constructor(
@@ -62,6 +63,7 @@ export class CancelListener {
     clearTimeout(this.timer);
     this.subscription?.disconnect();
     await this.asking;
+    await this.repairing;
   }
 
   private poll(): void {
@@ -96,11 +98,14 @@ export class CancelListener {
         ? this.jobs.findOwed(this.workerId)
         : this.jobs.reportAlive(this.workerId));
       this.lastAnswer = performance.now();
-      for (const run of owed) await this.compare(run, source);
+      for (const run of owed) if (run.status === 'cancelled') this.stopRun(run, source);
       const known = new Set(owed.map(({ runId }) => runId));
       for (const run of claimed) {
         if (!known.has(run.runId)) run.stop('superseded');
       }
+      // Nobody waits for these: one whose row is locked must not hold up the next cancel.
+      const orphans = owed.filter(({ runId }) => !this.runs.get(runId));
+      this.repairing ??= this.repair(orphans).finally(() => (this.repairing = undefined));
     } catch (error) {
       const blindMs = Math.round(performance.now() - this.lastAnswer);
       this.logger.warn({ err: error, source, blindMs }, 'could not ask which runs were cancelled');
@@ -109,22 +114,25 @@ export class CancelListener {
     }
   }
 
-  /** Holds what Postgres says of a run against what this worker knows of it. */
-  private async compare(owed: OwedRun, source: Source): Promise<void> {
-    const run = this.runs.get(owed.runId);
-    if (run) {
-      if (owed.status === 'cancelled' && run.stop('cancelled')) {
-        this.metrics.signalSeconds.observe({ source }, owed.cancelledSeconds ?? 0);
-        this.logger.info({ jobId: run.jobId, runId: run.runId, source }, 'stopping: the job was cancelled');
+  private stopRun({ runId, jobId, cancelledSeconds }: OwedRun, source: Source): void {
+    if (!this.runs.get(runId)?.stop('cancelled')) return;
+    this.metrics.signalSeconds.observe({ source }, cancelledSeconds ?? 0);
+    this.logger.info({ jobId, runId, source }, 'stopping: the job was cancelled');
+  }
+
+  /** Runs that nobody runs: their end, or their beginning, could not be recorded. */
+  private async repair(orphans: OwedRun[]): Promise<void> {
+    for (const { jobId, runId, status } of orphans) {
+      try {
+        // If it has just ended after all, both of these change nothing.
+        if (status === 'cancelled') await this.jobs.confirmStopped({ jobId, runId }, 'worker_lost');
+        else if (await this.jobs.requeue({ jobId, runId }, { interrupted: false })) {
+          this.metrics.repairs.inc({ repair: 'orphan_requeued' });
+          this.logger.warn({ jobId, runId }, 'requeued a run that this worker does not run');
+        }
+      } catch (error) {
+        this.logger.warn({ err: error, jobId, runId }, 'could not repair a run that this worker does not run');
       }
-      return;
-    }
-    // A run that nobody runs: its end, or its beginning, could not be recorded. If it has just ended after all,
-    // both of these change nothing.
-    if (owed.status === 'cancelled') await this.jobs.confirmStopped(owed, 'worker_lost');
-    else if (await this.jobs.requeue(owed, { interrupted: false })) {
-      this.metrics.repairs.inc({ repair: 'orphan_requeued' });
-      this.logger.warn({ jobId: owed.jobId, runId: owed.runId }, 'requeued a run that this worker does not run');
     }
   }
 }

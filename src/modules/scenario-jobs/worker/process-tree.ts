@@ -5,15 +5,14 @@ import { RUN_ID_VARIABLE } from './task-messages';
 export type ProcessTree = { groupId: number; runId: string };
 
 /** Sends a signal to every process of the group. False when there is none left. */
-export function signalGroup({ groupId }: ProcessTree, signal: NodeJS.Signals | 0): boolean {
+export function signalGroup(groupId: number, signal: NodeJS.Signals | 0): boolean {
   // Group 0 would be our own: a process that could not be started has no group.
   if (groupId <= 0) return false;
   try {
     process.kill(-groupId, signal);
     return true;
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ESRCH') return false;
-    throw error;
+    return (error as NodeJS.ErrnoException).code !== 'ESRCH'; // Else it is there, and not ours to signal.
   }
 }
 
@@ -27,11 +26,16 @@ const AT_ONCE = 16;
  * as well is not found, nor one that forks faster than it can be looked for; that takes intent.
  */
 export async function killTrees(trees: readonly ProcessTree[]): Promise<void> {
+  const started = trees.filter(({ groupId }) => groupId > 0);
+  if (started.length === 0) return;
+  const groups = new Set(started.map(({ groupId }) => groupId));
+  const runIds = started.map(({ runId }) => runId);
   for (let wait = 1; ; wait = Math.min(2 * wait, 50)) {
-    for (const tree of trees) evenIfGone(() => signalGroup(tree, 'SIGKILL'));
-    const members = await livingMembers(trees).catch(unlessTooManyFiles);
+    // A group that has ended has ended for good: its number may be somebody else's from then on.
+    for (const groupId of groups) if (!signalGroup(groupId, 'SIGKILL')) groups.delete(groupId);
+    const members = await livingMembers(groups, runIds).catch(unlessTooManyFiles);
     if (members?.length === 0) return;
-    for (const pid of members ?? []) evenIfGone(() => process.kill(pid, 'SIGKILL'));
+    for (const pid of members ?? []) kill(pid);
     await new Promise((resolve) => setTimeout(resolve, wait));
   }
 }
@@ -45,22 +49,20 @@ function isTooManyFiles(error: unknown): boolean {
   return ['EMFILE', 'ENFILE'].includes((error as NodeJS.ErrnoException).code ?? '');
 }
 
-function evenIfGone(kill: () => void): void {
+function kill(pid: number): void {
   try {
-    kill();
+    process.kill(pid, 'SIGKILL');
   } catch {
     // It has just ended by itself, or belongs to someone else by now.
   }
 }
 
-/** The processes of trees that run; a zombie does not. */
-export async function livingMembers(trees: readonly ProcessTree[]): Promise<number[]> {
-  const started = trees.filter(({ groupId }) => groupId > 0);
+/** The processes that run of these groups and these runs; a zombie does not run. */
+export async function livingMembers(groups: ReadonlySet<number>, runIds: readonly string[]): Promise<number[]> {
   if (process.platform !== 'linux') {
-    return started.filter((tree) => signalGroup(tree, 0)).map(({ groupId }) => -groupId);
+    return [...groups].filter((groupId) => signalGroup(groupId, 0)).map((groupId) => -groupId);
   }
-  const groups = new Set(started.map(({ groupId }) => groupId));
-  const markers = started.map(({ runId }) => `${RUN_ID_VARIABLE}=${runId}\0`);
+  const markers = runIds.map((runId) => `${RUN_ID_VARIABLE}=${runId}\0`);
   const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name));
   const living: number[] = [];
   while (pids.length > 0) {
@@ -70,7 +72,7 @@ export async function livingMembers(trees: readonly ProcessTree[]): Promise<numb
   return living;
 }
 
-async function isMember(pid: string, groups: Set<number>, markers: string[]): Promise<number | undefined> {
+async function isMember(pid: string, groups: ReadonlySet<number>, markers: string[]): Promise<number | undefined> {
   try {
     // pid (command) state parent group …; the command may contain anything, also parentheses.
     const stat = await readFile(`/proc/${pid}/stat`, 'latin1');

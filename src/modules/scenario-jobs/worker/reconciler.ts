@@ -68,6 +68,7 @@ export class Reconciler {
       const page = await this.jobs.findDependingOnQueue(after, PAGE, SETTLED_MS, this.settings.WORKER_LOST_MS);
       const missing = new Set(await this.queue.missing(page.map(({ jobId }) => jobId)));
       for (const { jobId, runId } of page.filter((job) => missing.has(job.jobId))) {
+        if (this.stopped) return;
         if (runId && !(await this.jobs.requeue({ jobId, runId }, { interrupted: false }))) continue;
         await this.queue.add(jobId);
         this.repaired(runId ? 'requeued' : 'added', jobId, runId);

@@ -7,7 +7,7 @@ import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { Metrics } from '../../../infrastructure/metrics';
 import { type StopKind } from '../job-status';
 import { type ClaimedJob, JobRepository, type Run } from '../job.repository';
-import { ActiveRun, ActiveRuns } from './active-runs';
+import { ActiveRun, ActiveRuns, type StopReason } from './active-runs';
 import { parseResult } from './task-result';
 import { type TaskEnd, TaskProcess } from './task-process';
 import { Watchdog } from './watchdog';
@@ -28,10 +28,18 @@ export type Outcome =
   /** Cut short through no fault of the job, which is queued again. */
   | { kind: 'interrupted' };
 
+/** Why a run did not end by itself. `frozen`: this worker was, and its watchdog has ended the task. */
+type Reason = StopReason | 'frozen';
+
+/** Why a run was stopped, if it was, and how its process ended. */
+type Stop = { reason: Reason | undefined; how: StopKind };
+
+type RunError = { code: string; message: string };
+
+const NOT_BEGUN: Stop = { reason: undefined, how: 'graceful' };
+
 const MAX_BACKOFF_MS = 60_000;
 const RECORD_AGAIN_AFTER_MS = 250;
-/** A worker that is told to end does not wait for Postgres for longer. */
-const RECORD_HURRIED_MS = 2000;
 const PROGRESS_EVERY_MS = 1000;
 
 const BUILT_IN_TASK = require.resolve('../tasks/generate-scenario');
@@ -66,17 +74,21 @@ export class RunJob {
     }
     if (job.attempt > this.settings.MAX_ATTEMPTS) {
       const lost = { code: 'WORKER_LOST', message: 'The job was given up after its workers were lost' };
-      return this.record(run, logger, null, () => this.fail(run, lost));
+      return this.record(run, logger, NOT_BEGUN, () => this.fail(run, lost));
+    }
+    // Stopped before Postgres's answer to the claim was here: then nothing begins.
+    const stopped = run.reason;
+    if (stopped) {
+      return this.record(run, logger, { ...NOT_BEGUN, reason: stopped }, () => this.settleStopped(run, stopped));
     }
     const began = performance.now();
     this.metrics.runs.inc();
     try {
-      const { end, stopped } = await this.runTask(run, job, logger, onProgress);
-      logger.info(
-        { ms: Math.round(performance.now() - began), reason: run.reason, stopped, end: brief(end) },
-        'task ended',
+      const { end, how, reason } = await this.runTask(run, job, logger, onProgress);
+      logger.info({ ms: Math.round(performance.now() - began), reason, how, end: brief(end) }, 'task ended');
+      return await this.record(run, logger, { reason, how }, () =>
+        reason ? this.settleStopped(run, reason) : this.settle(run, job, end),
       );
-      return await this.record(run, logger, stopped, () => this.settle(run, job, end));
     } finally {
       this.metrics.runs.dec();
     }
@@ -87,20 +99,23 @@ export class RunJob {
     const progress = atMostEvery(PROGRESS_EVERY_MS, onProgress);
     const task = new TaskProcess({
       runId: run.runId,
-      module: settings.SCENARIO_TASK ?? BUILT_IN_TASK,
-      input: inputOf(job),
       memoryMb: settings.TASK_MEMORY_MB,
       inherit: settings.TASK_ENV ?? [],
       stop: { ackMs: settings.STOP_ACK_MS, graceMs: settings.STOP_GRACE_MS, killMs: settings.STOP_KILL_MS },
       onProgress: progress.report,
       onOutput: (line, stream) => logger.info({ stream, line }, 'task output'),
     });
-    logger.info({ to: 'processing', attempt: job.attempt, taskPid: task.tree.groupId }, 'run began');
+    // In this order: there is no moment at which it computes and nobody but this worker could end it.
     this.watchdog.watch(task.tree);
+    task.start(settings.SCENARIO_TASK ?? BUILT_IN_TASK, inputOf(job));
     run.attach(task);
+    logger.info({ to: 'processing', attempt: job.attempt, taskPid: task.tree.groupId }, 'run began');
     const timeout = setTimeout(() => run.stop('timeout'), settings.TASK_TIMEOUT_MS);
     try {
-      return await task.ended;
+      const { end, how } = await task.ended;
+      const frozen = this.watchdog.hasKilled(run.runId) && end.kind === 'exited';
+      // Asked now and not again: what comes later makes the result of this run worth no less.
+      return { end, how, reason: run.reason ?? (frozen ? ('frozen' as const) : undefined) };
     } finally {
       clearTimeout(timeout);
       progress.end();
@@ -108,25 +123,26 @@ export class RunJob {
     }
   }
 
-  /** Writes down how the run ended. Nothing when it may write nothing: the job was cancelled or taken over. */
-  private async settle(run: ActiveRun, job: ClaimedJob, end: TaskEnd): Promise<Outcome | undefined> {
-    switch (run.reason) {
+  /** Writes down that the run was stopped. Nothing when it may write nothing: the job was cancelled or taken over. */
+  private async settleStopped(run: ActiveRun, reason: Reason): Promise<Outcome | undefined> {
+    switch (reason) {
       case 'cancelled':
       case 'superseded':
         return undefined;
       case 'interrupted':
         return this.interrupt(run, { blameless: true });
+      case 'frozen': // The attempt counts: the task may be the reason.
+        return this.interrupt(run, { blameless: false });
       case 'timeout':
         return this.fail(run, {
           code: 'TASK_TIMEOUT',
           message: `The task took longer than ${this.settings.TASK_TIMEOUT_MS / 1000} seconds`,
         });
-      case undefined:
-        return this.settleEnd(run, job, end);
     }
   }
 
-  private async settleEnd(run: ActiveRun, job: ClaimedJob, end: TaskEnd): Promise<Outcome | undefined> {
+  /** Writes down how the run ended by itself. */
+  private async settle(run: ActiveRun, job: ClaimedJob, end: TaskEnd): Promise<Outcome | undefined> {
     switch (end.kind) {
       case 'returned': {
         const { scenario, error } = parseResult(end.result);
@@ -134,17 +150,22 @@ export class RunJob {
         return (await this.jobs.complete(run, scenario)) ? { kind: 'completed' } : undefined;
       }
       case 'threw':
-        if (!end.error.retryable || job.attempt >= this.settings.MAX_ATTEMPTS) return this.fail(run, end.error);
-        if (!(await this.jobs.requeue(run, { interrupted: false }))) return undefined;
-        return { kind: 'retry', delayMs: this.backoff(job.attempt) };
+        return end.error.retryable ? this.retry(run, job, end.error) : this.fail(run, end.error);
+      case 'not started':
+        return this.retry(run, job, { code: 'TASK_CRASHED', message: 'The task could not be started' });
       case 'exited':
-        // This worker was frozen and its watchdog ended the task. The attempt counts: the task may be the reason.
-        if (this.watchdog.hasKilled(run.runId)) return this.interrupt(run, { blameless: false });
         return this.fail(run, describeExit(end, this.settings.TASK_MEMORY_MB));
     }
   }
 
-  private async fail(run: Run, error: { code: string; message: string }): Promise<Outcome | undefined> {
+  /** Has the job run again later, unless this was its last attempt. */
+  private async retry(run: Run, { attempt }: ClaimedJob, error: RunError): Promise<Outcome | undefined> {
+    if (attempt >= this.settings.MAX_ATTEMPTS) return this.fail(run, error);
+    if (!(await this.jobs.requeue(run, { interrupted: false }))) return undefined;
+    return { kind: 'retry', delayMs: this.backoff(attempt) };
+  }
+
+  private async fail(run: Run, error: RunError): Promise<Outcome | undefined> {
     return (await this.jobs.fail(run, error)) ? { kind: 'failed', code: error.code } : undefined;
   }
 
@@ -159,19 +180,19 @@ export class RunJob {
   private async record(
     run: ActiveRun,
     logger: Logger,
-    stopped: StopKind | null,
+    { reason, how }: Stop,
     settle: () => Promise<Outcome | undefined>,
   ): Promise<Outcome> {
-    const outcome = await this.whenPostgresAnswers(async () => (await settle()) ?? (await this.explain(run, stopped)));
+    const outcome = await this.whenPostgresAnswers(async () => (await settle()) ?? (await this.explain(run, how)));
     if (outcome.kind === 'completed' || outcome.kind === 'failed') this.metrics.finished.inc({ status: outcome.kind });
+    const refused = outcome.kind === 'cancelled' || outcome.kind === 'superseded';
+    if (refused && !reason) this.metrics.lateResults.inc();
     const { kind, ...details } = outcome;
     logger.info({ from: 'processing', outcome: kind, ...details }, 'run ended');
     return outcome;
   }
 
-  private async explain(run: ActiveRun, stopped: StopKind | null): Promise<Outcome> {
-    if (!run.reason) this.metrics.lateResults.inc();
-    const how = stopped ?? 'graceful';
+  private async explain(run: ActiveRun, how: StopKind): Promise<Outcome> {
     const seconds = await this.jobs.confirmStopped(run, how);
     if (seconds === undefined) return { kind: 'superseded' };
     this.metrics.stopSeconds.observe({ how }, seconds);
@@ -180,12 +201,11 @@ export class RunJob {
 
   private async whenPostgresAnswers<T>(work: () => Promise<T>): Promise<T> {
     const began = performance.now();
-    const patience = () => (this.runs.hurried ? RECORD_HURRIED_MS : this.settings.BLIND_MS);
     for (;;) {
       try {
         return await work();
       } catch (error) {
-        if (!isDatabaseUnavailable(error) || performance.now() - began > patience()) throw error;
+        if (!isDatabaseUnavailable(error) || performance.now() - began > this.settings.BLIND_MS) throw error;
         await sleep(RECORD_AGAIN_AFTER_MS);
       }
     }
@@ -212,7 +232,6 @@ function describeExit(end: Extract<TaskEnd, { kind: 'exited' }>, memoryMb: numbe
   if (end.outOfMemory)
     return { code: 'TASK_OUT_OF_MEMORY', message: `The task used more than ${memoryMb} MB of memory` };
   if (end.signal) return { code: 'TASK_CRASHED', message: `The task was ended by ${end.signal}` };
-  if (end.code === null) return { code: 'TASK_CRASHED', message: 'The task could not be started' };
   if (end.code === 0) return { code: 'TASK_NO_RESULT', message: 'The task ended without a result' };
   return { code: 'TASK_CRASHED', message: `The task ended with exit code ${end.code}` };
 }

@@ -26,13 +26,12 @@ const OUTPUT_WITHIN_MS = 200;
 const MAX_LINE = 4096;
 /** What one run may print into the log. */
 const MAX_OUTPUT = 64 * 1024;
+/** Whoever sent them: the watchdog may have. */
+const ENDED_BY: Record<string, StopKind> = { SIGTERM: 'terminated', SIGKILL: 'killed' };
 const OUT_OF_MEMORY = /JavaScript heap out of memory|Allocation failed/;
 
 export type TaskOptions = {
   runId: string;
-  /** Path of the task module. */
-  module: string;
-  input: Record<string, unknown>;
   memoryMb: number;
   /** Names of further variables to inherit. */
   inherit: readonly string[];
@@ -46,31 +45,35 @@ export type TaskOptions = {
 export type TaskEnd =
   | { kind: 'returned'; result: string | undefined }
   | { kind: 'threw'; error: TaskError }
+  /** The system had no process for it. */
+  | { kind: 'not started' }
   /** It ended without a word. */
   | { kind: 'exited'; code: number | null; signal: NodeJS.Signals | null; outOfMemory: boolean };
 
+type Exit = { code: number | null; signal: NodeJS.Signals | null };
+
 /**
- * One run of a task: a process of its own that leads a process group of its own. When `ended` resolves, no
- * process of the tree lives any more.
+ * One run of a task: a process of its own that leads a process group of its own, and waits to be told what to do.
+ * When `ended` resolves, no process of the tree lives any more.
  */
 export class TaskProcess {
   readonly tree: ProcessTree;
-  /** How the task ended; and how its process did, if it was stopped. */
-  readonly ended: Promise<{ end: TaskEnd; stopped: StopKind | null }>;
+  /** How the task ended, and how its process did: by itself, or by which signal. */
+  readonly ended: Promise<{ end: TaskEnd; how: StopKind }>;
   private readonly child: ChildProcess;
   private end: TaskEnd | undefined;
-  private stopped: StopKind | null = null;
+  private how: StopKind = 'graceful';
   private stopping = false;
   private acknowledged = false;
   private outOfMemory = false;
   private timer: NodeJS.Timeout | undefined;
 
   constructor(private readonly options: TaskOptions) {
-    const { runId, module, input } = options;
+    const { runId, inherit } = options;
     this.child = fork(join(__dirname, '../../../main.task.js'), [], {
       detached: true,
       stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-      env: environment(runId, options.inherit),
+      env: environment(runId, inherit),
       execArgv: ['--enable-source-maps', `--max-old-space-size=${options.memoryMb}`],
     });
     this.tree = { groupId: this.child.pid ?? 0, runId };
@@ -79,6 +82,10 @@ export class TaskProcess {
     this.child.on('error', (error) => options.onOutput(String(error), 'stderr'));
     this.watchOutput();
     this.ended = this.untilGone();
+  }
+
+  /** Has it load the task module at this path, and call it. */
+  start(module: string, input: Record<string, unknown>): void {
     this.send({ kind: 'start', module, input });
   }
 
@@ -90,7 +97,6 @@ export class TaskProcess {
   stop(): void {
     if (this.stopping) return;
     this.stopping = true;
-    this.stopped = 'graceful';
     clearTimeout(this.timer);
     this.send({ kind: 'stop' });
     this.timer = setTimeout(() => {
@@ -101,21 +107,21 @@ export class TaskProcess {
   /** Ends the task without asking. */
   kill(): void {
     this.stopping = true;
-    this.stopped = 'killed';
+    this.how = 'killed';
     clearTimeout(this.timer);
     this.signal('SIGKILL');
   }
 
   private terminate(): void {
     clearTimeout(this.timer);
-    this.stopped = 'terminated';
+    this.how = 'terminated';
     this.signal('SIGTERM');
     this.timer = setTimeout(() => this.kill(), this.options.stop.killMs);
   }
 
   /** Not once the process has been reaped: its group's id may be somebody else's by now. */
   private signal(signal: NodeJS.Signals): void {
-    if (this.child.exitCode === null && this.child.signalCode === null) signalGroup(this.tree, signal);
+    if (this.child.exitCode === null && this.child.signalCode === null) signalGroup(this.tree.groupId, signal);
   }
 
   private onMessage(sent: unknown): void {
@@ -125,7 +131,7 @@ export class TaskProcess {
         if (!this.stopping) this.options.onProgress(message.progress);
         return;
       case 'acknowledged':
-        if (!this.stopping || this.acknowledged || this.stopped !== 'graceful') return;
+        if (!this.stopping || this.acknowledged || this.how !== 'graceful') return;
         this.acknowledged = true;
         clearTimeout(this.timer);
         this.timer = setTimeout(() => this.terminate(), this.options.stop.graceMs);
@@ -140,16 +146,17 @@ export class TaskProcess {
     }
   }
 
-  private async untilGone(): Promise<{ end: TaskEnd; stopped: StopKind | null }> {
-    const { code, signal } = await new Promise<{ code: number | null; signal: NodeJS.Signals | null }>((resolve) => {
+  private async untilGone(): Promise<{ end: TaskEnd; how: StopKind }> {
+    const exit = await new Promise<Exit | undefined>((resolve) => {
       this.child.once('exit', (code, signal) => resolve({ code, signal }));
-      if (this.child.pid === undefined) this.child.once('error', () => resolve({ code: null, signal: null }));
+      if (this.child.pid === undefined) this.child.once('error', () => resolve(undefined));
     });
     clearTimeout(this.timer);
+    if (!exit) return { end: { kind: 'not started' }, how: this.how };
     await killTrees([this.tree]);
     await this.untilOutputIsRead();
-    const end = this.end ?? { kind: 'exited', code, signal, outOfMemory: this.outOfMemory };
-    return { end, stopped: this.stopped };
+    const end = this.end ?? { kind: 'exited', ...exit, outOfMemory: this.outOfMemory };
+    return { end, how: ENDED_BY[exit.signal ?? ''] ?? this.how };
   }
 
   /** Nothing that writes is left, unless it hides well: for that nobody waits. */

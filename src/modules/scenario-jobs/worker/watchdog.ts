@@ -14,6 +14,7 @@ import { type FromWatchdog, HEARTBEAT_MS, type ToWatchdog } from './watchdog-mes
 export class Watchdog {
   private child: ChildProcess | undefined;
   private heartbeat: NodeJS.Timeout | undefined;
+  private relaunch: NodeJS.Timeout | undefined;
   private readonly trees = new Map<string, ProcessTree>();
   private readonly killed = new Set<string>();
 
@@ -29,6 +30,7 @@ export class Watchdog {
 
   stop(): void {
     clearInterval(this.heartbeat);
+    clearTimeout(this.relaunch);
     const { child } = this;
     this.child = undefined;
     if (child?.connected) child.disconnect();
@@ -50,25 +52,42 @@ export class Watchdog {
   }
 
   private launch(): void {
-    const child = fork(join(__dirname, '../../../main.watchdog.js'), [String(this.settings.WATCHDOG_MS)], {
+    try {
+      this.adopt(this.fork());
+    } catch (error) {
+      this.launchAgain({ err: error });
+    }
+  }
+
+  private launchAgain(why: object): void {
+    this.logger.error(why, 'watchdog ended, starting another');
+    this.child = undefined;
+    this.relaunch = setTimeout(() => this.launch(), HEARTBEAT_MS);
+  }
+
+  private fork(): ChildProcess {
+    return fork(join(__dirname, '../../../main.watchdog.js'), [String(this.settings.WATCHDOG_MS)], {
       // A group of its own: what ends the worker, Ctrl-C say, must not end the watchdog first.
       detached: true,
       stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
       env: {},
       execArgv: ['--max-old-space-size=32'],
     });
+  }
+
+  private adopt(child: ChildProcess): void {
     this.child = child;
-    child.on('error', (error) => this.logger.error({ err: error }, 'watchdog failed'));
+    child.on('error', (error) => {
+      // The system had no process for it: then it does not exit either.
+      if (child.pid === undefined && this.child === child) this.launchAgain({ err: error });
+    });
     child.on('message', ({ runId }: FromWatchdog) => {
+      if (!this.trees.has(runId)) return; // It had just ended by itself.
       this.killed.add(runId);
       this.logger.error({ runId }, 'this worker was frozen, and its watchdog has ended the task');
     });
     child.on('exit', (code, signal) => {
-      if (this.child !== child) return;
-      this.logger.error({ code, signal }, 'watchdog ended, starting another');
-      setTimeout(() => {
-        if (this.child === child) this.launch();
-      }, HEARTBEAT_MS).unref();
+      if (this.child === child) this.launchAgain({ code, signal });
     });
     for (const tree of this.trees.values()) this.send({ kind: 'watch', tree });
   }

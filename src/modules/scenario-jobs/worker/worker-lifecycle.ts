@@ -10,6 +10,11 @@ import { Reconciler } from './reconciler';
 import { Watchdog } from './watchdog';
 import { WORKER_ID } from './worker-id';
 
+/** How long a worker waits for Postgres to take down how its stopped runs have ended. */
+const RECORD_MS = 2000;
+/** How long it waits for Postgres and Redis to see it off: nothing depends on that. */
+const FAREWELL_MS = 5000;
+
 /** Starts the parts of a worker in order, and stops them in the opposite one. */
 @Injectable()
 export class WorkerLifecycle implements BeforeApplicationShutdown {
@@ -35,10 +40,8 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
 
   async beforeApplicationShutdown(): Promise<void> {
     await this.drain();
-    await this.consumer.stop();
-    await this.reconciler.stop();
-    await this.listener.stop();
-    await this.jobs.reportGone(this.workerId).catch(() => undefined);
+    await this.atMost(FAREWELL_MS, 'farewell', this.sayFarewell());
+    // What it still watches it kills now.
     this.watchdog.stop();
   }
 
@@ -47,11 +50,26 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
     await this.consumer.pause();
     if (this.runs.size > 0)
       this.logger.info({ runs: this.runs.size, waitMs: this.settings.DRAIN_MS }, 'waiting for runs');
-    await within(this.settings.DRAIN_MS, 'drain', this.runs.settled()).catch(() => {
-      this.logger.warn({ runs: this.runs.size }, 'stopping runs, their jobs are queued again');
-      this.runs.hurried = true;
-      this.runs.stopAll('interrupted');
-      return this.runs.settled();
-    });
+    const { DRAIN_MS, STOP_ACK_MS, STOP_GRACE_MS, STOP_KILL_MS } = this.settings;
+    const drained = await within(DRAIN_MS, 'drain', this.runs.settled()).then(
+      () => true,
+      () => false,
+    );
+    if (drained) return;
+    this.logger.warn({ runs: this.runs.size }, 'stopping runs, their jobs are queued again');
+    this.runs.stopAll('interrupted');
+    await this.atMost(STOP_ACK_MS + STOP_GRACE_MS + STOP_KILL_MS, 'stopping runs', this.runs.gone());
+    await this.atMost(RECORD_MS, 'recording how runs ended', this.runs.settled());
+  }
+
+  private async sayFarewell(): Promise<void> {
+    await Promise.all([this.consumer.stop(), this.reconciler.stop(), this.listener.stop()]);
+    await this.jobs.reportGone(this.workerId);
+  }
+
+  private async atMost(milliseconds: number, what: string, work: Promise<unknown>): Promise<void> {
+    await within(milliseconds, what, work).catch((error: unknown) =>
+      this.logger.warn({ err: error }, `ending without: ${what}`),
+    );
   }
 }
