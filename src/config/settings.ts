@@ -37,7 +37,9 @@ export const SETTINGS = {
     .describe('Redis, for the queue and the doorbell. Several, separated by commas, with sentinels or a cluster.'),
   REDIS_MODE: oneOf(['single', 'sentinel', 'cluster'])
     .default('single')
-    .describe('What `REDIS_URL` names: one Redis, its sentinels, or nodes of a cluster.'),
+    .describe(
+      'What `REDIS_URL` names: one Redis (`single`), its sentinels (`sentinel`), or nodes of a cluster (`cluster`).',
+    ),
   REDIS_SENTINEL_NAME: z.string().min(1).default('mymaster').describe('What the sentinels call the master.'),
   REDIS_SENTINEL_PASSWORD: z
     .string()
