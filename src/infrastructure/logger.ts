@@ -15,6 +15,8 @@ const PRETTY = {
 
 /** ioredis puts a command that failed into its error: that is the password when it is refused. */
 const ARGUMENTS = ['err', 'err.lastNodeError', 'err.aggregateErrors[*]'].map((error) => `${error}.command.args`);
+/** pg puts the connection that was lost into its error, with all that it consists of. */
+const CONNECTION = 'err.client';
 
 /**
  * One logger for each process: JSON lines, each written at once or, where there are many, gathered; or coloured text
@@ -29,7 +31,7 @@ export function createLogger(
     level: settings.LOG_LEVEL,
     base: { service, pid: process.pid },
     timestamp: pino.stdTimeFunctions.isoTime,
-    redact: { paths: ARGUMENTS, remove: true },
+    redact: { paths: [...ARGUMENTS, CONNECTION], remove: true },
     formatters: { level: (label) => ({ level: label }) },
   };
   if (settings.LOG_FORMAT === 'pretty') return pino(options, pino.transport(PRETTY));

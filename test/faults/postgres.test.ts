@@ -107,6 +107,15 @@ describe('between the api and Postgres', () => {
     expect(later.map(({ status }) => status)).toEqual(Array(20).fill(200));
   });
 
+  it('the connections are cut while nobody uses them: one short line of the log for each, and nothing else', async () => {
+    expect((await system.request('GET', '/j1o2b3i4d5x6')).status).toBe(404);
+    proxy.cut();
+    const { err } = await system.api.untilLogged('postgres connection lost');
+    expect(err).toMatchObject({ message: 'Connection terminated unexpectedly' });
+    expect(JSON.stringify(err).length).toBeLessThan(1000);
+    expect((await system.request('GET', '/j1o2b3i4d5x6')).status).toBe(404);
+  });
+
   it('Postgres refuses connections, then is back: 503 at once, then as ever', async () => {
     const { job } = await system.createRunning('cooperative');
     await proxy.refuse();
