@@ -52,7 +52,10 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
     console.error(`${path} has no default export that is a function`);
     return { kind: 'threw', error: failure('TASK_NOT_LOADED', 'The task could not be loaded') };
   }
-  // Asked to stop while its module was loading: then it is not begun.
+  // Asked to stop while its module was loading: then it is not begun. A message that came while the module kept the
+  // event loop busy is read in the next turn; the first of these ends this one.
+  await endOfTurn();
+  await endOfTurn();
   if (stop.signal.aborted) return { kind: 'threw', error: failure('TASK_STOPPED', 'The task was stopped') };
   let result: unknown;
   try {
@@ -66,6 +69,8 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
   }
   return toMessage(result);
 }
+
+const endOfTurn = () => new Promise((resolve) => setImmediate(resolve));
 
 /** The default export of an ES module, or what a CommonJS module exports, compiled from TypeScript or not. */
 function taskOf(module: { default?: unknown }): unknown {

@@ -10,7 +10,7 @@ const trees = new Map<string, ProcessTree>();
 /** Counted in our own ticks, not by the clock: a machine that slept as a whole has frozen us both. */
 let silentTicks = 0;
 /** Resolves when every tree that was to be killed is dead. */
-let killed: Promise<unknown> = Promise.resolve();
+let killed = Promise.resolve();
 
 process.on('message', (message: ToWatchdog) => {
   silentTicks = 0;
@@ -31,10 +31,11 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal
 
 function killAll(): void {
   const doomed = [...trees.values()];
+  if (doomed.length === 0) return;
   trees.clear();
   // Said first: a worker that thaws must not see a task die and not know why.
   for (const { runId } of doomed) tell({ kind: 'killed', runId });
-  killed = Promise.all([killed, killTrees(doomed)]);
+  killed = Promise.all([killed, killTrees(doomed)]).then(() => undefined);
 }
 
 function tell(message: FromWatchdog): void {

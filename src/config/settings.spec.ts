@@ -50,6 +50,9 @@ describe('settings', () => {
       'BLIND_MS must be at least twice CANCEL_POLL_MS',
       'WORKER_LOST_MS must be at least three times CANCEL_POLL_MS',
     ]);
+    expect(faultsOf({ ...REQUIRED, STOP_GRACE_MS: '2147483000' })).toEqual([
+      'STOP_ACK_MS + STOP_GRACE_MS + STOP_KILL_MS must be at most 2147483647',
+    ]);
   });
 
   it('refuse several Redis URLs for one Redis, and a cluster whose keys would be all over it', () => {

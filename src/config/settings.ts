@@ -1,11 +1,14 @@
 import { z } from 'zod';
 
+/** Node's timers count no further. */
+const LONGEST_MS = 2_147_483_647;
+
 const milliseconds = (initial: number, about: string, least = 1) =>
   z
     .string()
     .regex(/^\d+$/, 'must be a whole number of milliseconds')
     .transform(Number)
-    .pipe(z.number().int().min(least, `must be at least ${least}`).max(2_147_483_647, 'must be at most 2147483647'))
+    .pipe(z.number().int().min(least, `must be at least ${least}`).max(LONGEST_MS, `must be at most ${LONGEST_MS}`))
     .default(initial)
     .describe(about);
 
@@ -96,7 +99,7 @@ export const SETTINGS = {
 
 export type Settings = { readonly [Name in keyof typeof SETTINGS]: z.output<(typeof SETTINGS)[Name]> };
 
-/** Rules over two variables: each says what is wrong, or nothing. */
+/** Rules over several variables: each says what is wrong, or nothing. */
 const RULES: ((settings: Partial<Settings>) => string | false | 0 | undefined)[] = [
   ({ BLIND_MS: blind, CANCEL_POLL_MS: poll }) =>
     blind && poll && blind < 2 * poll && 'BLIND_MS must be at least twice CANCEL_POLL_MS',
@@ -106,6 +109,8 @@ const RULES: ((settings: Partial<Settings>) => string | false | 0 | undefined)[]
     mode === 'cluster' && !/\{.+\}/.test(prefix ?? '{}') && 'QUEUE_PREFIX must have a part in braces on a cluster',
   ({ WORKER_LOST_MS: lost, CANCEL_POLL_MS: poll }) =>
     lost && poll && lost < 3 * poll && 'WORKER_LOST_MS must be at least three times CANCEL_POLL_MS',
+  ({ STOP_ACK_MS: ack = 0, STOP_GRACE_MS: grace = 0, STOP_KILL_MS: kill = 0 }) =>
+    ack + grace + kill > LONGEST_MS && `STOP_ACK_MS + STOP_GRACE_MS + STOP_KILL_MS must be at most ${LONGEST_MS}`,
 ];
 
 /** Names every faulty variable and the rule that it breaks; never a value, for a value can be a secret. */

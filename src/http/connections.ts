@@ -16,6 +16,7 @@ const LOOK_EVERY_MS = 50;
 /** The open connections of a server, and which requests of each are still to be answered. */
 export class Connections {
   private readonly open = new Map<Socket, Connection>();
+  private closing = false;
 
   watch(server: Server): void {
     server.on('connection', (socket) => {
@@ -36,15 +37,28 @@ export class Connections {
   }
 
   /**
+   * Whether the connection ends with this answer, which must say so: the caller's next request would be lost. An
+   * answer to a request that has not arrived in full is never the last thing on a connection.
+   */
+  endsWith(response: ServerResponse): boolean {
+    if (!this.closing || !response.req.complete) return false;
+    return this.open.get(response.req.socket)?.newest === response;
+  }
+
+  /**
    * Lets a server that is being closed end: each connection once its requests are answered, and every one after
    * `limitMs`. By itself it would wait, without a limit, for connections that send nothing and for requests that do not
    * arrive in full, and for one that was busy at the time as long as it is kept alive.
    */
   endWithin(limitMs: number, server: Server): void {
+    this.closing = true;
     const began = performance.now();
     const look = () => {
       const late = performance.now() - began > limitMs;
-      for (const [socket, { unanswered }] of this.open) if (late || unanswered.size === 0) socket.destroy();
+      for (const [socket, { unanswered, newest }] of this.open) {
+        // With bytes that nobody has read, the end of a connection can overtake its last answer.
+        if (late || (unanswered.size === 0 && newest?.req.complete !== false)) socket.destroy();
+      }
     };
     look();
     const timer = setInterval(look, LOOK_EVERY_MS);

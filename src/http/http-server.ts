@@ -96,6 +96,10 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     if (httpVersion === '1.1' && headers.host === undefined) return done(new ApiError('malformed_request', NO_HOST));
     done();
   });
+  fastify.addHook('onSend', (_request, reply, _payload, done) => {
+    if (connections.endsWith(reply.raw)) void reply.header('connection', 'close');
+    done();
+  });
   fastify.addHook('preClose', (done) => {
     connections.endWithin(HANDLER_TIMEOUT_MS, server);
     done();

@@ -50,5 +50,22 @@ describe('an api that is told to end', () => {
     const { answers } = parseAnswers(connection.received, ['GET', 'GET']);
     expect(answers.map(({ status }) => status)).toEqual([404, 200]);
     for (const { headers } of answers) expect(headers['x-request-id']).toHaveLength(1);
+    // The last one says that nothing more is read.
+    expect(answers.map(({ headers }) => headers.connection?.[0])).toEqual(['keep-alive', 'close']);
+  });
+
+  it('says with an answer that the connection ends with it', async () => {
+    const path = new URL(system.jobsUrl).pathname;
+    const connection = new RawConnection(system.api.url!);
+    proxy.slow(() => 300);
+    connection.send(
+      Buffer.from(`GET ${path}/j1o2b3i4d5x6 HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer ${system.key}\r\n\r\n`),
+    );
+    expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
+    system.api.signal('SIGTERM');
+    expect(await system.api.ended()).toEqual(BY_SIGTERM);
+    await eventually('the connection is closed', () => connection.closed);
+    const [answer] = parseAnswers(connection.received, ['GET']).answers;
+    expect(answer).toMatchObject({ status: 404, headers: { connection: ['close'] } });
   });
 });

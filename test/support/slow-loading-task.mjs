@@ -1,10 +1,11 @@
-// A task module that is still loading when its job is cancelled: it loads until it hears the request to stop.
-import { writeSync } from 'node:fs';
+// A task module that takes until a file exists to load: it waits for it, or keeps the event loop busy.
+import { existsSync, writeSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 
+const { LOADING, LOADED_WHEN } = process.env;
 writeSync(1, `loading ${process.pid}\n`);
-await new Promise((resolve) => process.on('message', resolve));
+while (!existsSync(LOADED_WHEN)) if (LOADING === 'waits') await sleep(10);
 
 export default function task() {
   writeSync(1, 'called\n');
-  for (;;);
 }

@@ -1,3 +1,5 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { groupIsAlive, IMPATIENT, isAlive, TestSystem } from '../support/test-system';
 
@@ -98,17 +100,28 @@ describe('cancelling a job whose task stops when it is asked', () => {
 
 describe('cancelling a job while its task is still loading', () => {
   let system: TestSystem;
-  beforeAll(async () => {
-    system = await TestSystem.start({
-      settings: { SCENARIO_TASK: join(__dirname, '../support/slow-loading-task.mjs'), STOP_GRACE_MS: '1000' },
-    });
+  let folder: string;
+  beforeEach(async () => (folder = await mkdtemp(join(tmpdir(), 'loading-'))));
+  afterEach(async () => {
+    await system.stop();
+    await rm(folder, { recursive: true });
   });
-  afterAll(() => system.stop());
 
-  it('never calls the task, and ends its process', async () => {
+  it.each(['waits', 'computes'])('never calls the task, and ends its process: its module %s', async (LOADING) => {
+    const LOADED_WHEN = join(folder, 'exists');
+    system = await TestSystem.start({
+      settings: {
+        SCENARIO_TASK: join(__dirname, '../support/slow-loading-task.mjs'),
+        TASK_ENV: 'LOADING,LOADED_WHEN',
+        LOADING,
+        LOADED_WHEN,
+      },
+    });
     const job = await system.create('loads');
     const pid = await system.untilTaskSays(job.id, 'loading');
     expect((await system.cancel(job.id)).status).toBe(200);
+    await system.workers[0]!.untilLogged('stopping: the job was cancelled', job.id);
+    await writeFile(LOADED_WHEN, '');
     expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
     expect(await groupIsAlive(pid)).toBe(false);
     expect(system.workers[0]!.logs.map(({ line }) => line)).not.toContain('called');
