@@ -98,7 +98,7 @@ async function main(args: string[]): Promise<number> {
       return 0;
     }
     const [name, id, ...rest] = positionals;
-    const command = name === undefined ? undefined : COMMANDS[name];
+    const command = name !== undefined && Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
     if (!command) throw new WrongUsage(name === undefined ? 'A command is required' : `Unknown command: ${name}`);
     const surplus = command.takesId ? rest[0] : id;
     if (surplus !== undefined) throw new WrongUsage(`Unknown argument: ${surplus}`);
@@ -114,7 +114,8 @@ async function main(args: string[]): Promise<number> {
       return 2;
     }
     if (error instanceof Failed || error instanceof InvalidSettings) note(error.message);
-    else if (isDatabaseUnavailable(error)) note('Postgres cannot be reached; DATABASE_URL names it');
+    else if (isDatabaseUnavailable(error))
+      note('Postgres cannot be reached, or refuses the log-in; DATABASE_URL names both');
     else note(`Failed: ${error instanceof Error ? error.message : String(error)}`);
     return 1;
   }

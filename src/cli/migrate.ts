@@ -44,8 +44,10 @@ async function main(args: string[]): Promise<number> {
     process.stderr.write(args.length > 0 ? `Unknown argument: ${args[0]}\n\n${HELP}` : 'DATABASE_URL is required\n');
     return 2;
   }
-  const client = new Client({ connectionString: process.env.DATABASE_URL, connectionTimeoutMillis: 10_000 });
+  let client: Client | undefined;
   try {
+    // Here already a URL that is none is refused.
+    client = new Client({ connectionString: process.env.DATABASE_URL, connectionTimeoutMillis: 10_000 });
     await client.connect();
     await client.query('SELECT pg_advisory_lock($1)', [PRISMA_LOCK]);
     await client.query(BOOKS);
@@ -62,7 +64,7 @@ async function main(args: string[]): Promise<number> {
     );
     return 1;
   } finally {
-    await client.end().catch(() => undefined);
+    await client?.end().catch(() => undefined);
   }
 }
 

@@ -91,10 +91,20 @@ describe('api-key', () => {
     expect(keys('--help')).toMatchObject({ status: 0, out: expect.stringMatching(/^Usage: npm run -s api-key/) });
   });
 
+  it('has no command of the names that every object has', () => {
+    expect(keys('constructor')).toMatchObject({
+      status: 2,
+      err: expect.stringMatching(/^Unknown command: constructor/),
+    });
+  });
+
   it('says when there is no database', () => {
     const nowhere = { DATABASE_URL: 'postgres://u:secret@127.0.0.1:1/none' };
     const { status, err } = run('api-key', ['list'], nowhere);
-    expect({ status, err }).toEqual({ status: 1, err: 'Postgres cannot be reached; DATABASE_URL names it' });
+    expect({ status, err }).toEqual({
+      status: 1,
+      err: 'Postgres cannot be reached, or refuses the log-in; DATABASE_URL names both',
+    });
     expect(run('api-key', ['list'], { DATABASE_URL: '' })).toMatchObject({
       status: 1,
       err: expect.stringContaining('DATABASE_URL is required'),
@@ -135,6 +145,10 @@ describe('migrate', () => {
       err: expect.stringContaining('Unknown argument: --force'),
     });
     expect(run('migrate', [], { DATABASE_URL: '' })).toMatchObject({ status: 2, err: 'DATABASE_URL is required' });
+    expect(run('migrate', [], { DATABASE_URL: 'postgres://u:sl/ash@host/db' })).toMatchObject({
+      status: 1,
+      err: 'Migration failed: Invalid URL',
+    });
     expect(run('migrate', ['--help'])).toMatchObject({ status: 0, out: expect.stringContaining('Usage') });
   });
 });
