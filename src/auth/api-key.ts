@@ -20,6 +20,11 @@ export function hashApiKey(key: string): string {
   return hash('sha256', key);
 }
 
+/** Whether something that is no place for a key has one in it. */
+export function holdsApiKey(text: string): boolean {
+  return text.includes(PREFIX);
+}
+
 /** The key in an `Authorization` header, or nothing if it does not have the form of one. */
 export function parseAuthorization(header: string | undefined): string | undefined {
   const key = header?.match(BEARER)?.[1];

@@ -45,6 +45,15 @@ describe('settings', () => {
     expect(faultsOf({ ...REQUIRED, [name]: value })).toEqual([`${name} ${rule}`]);
   });
 
+  it('refuse a schema, which Prisma would heed and the service would not', () => {
+    const DATABASE_URL = 'postgres://a:b@c/d?schema=';
+    expect(faultsOf({ ...REQUIRED, DATABASE_URL: `${DATABASE_URL}other` })).toEqual([
+      'DATABASE_URL must name no schema but public',
+    ]);
+    expect(faultsOf({ ...REQUIRED, DATABASE_URL: `${DATABASE_URL}public` })).toEqual([]);
+    expect(faultsOf({ ...REQUIRED, DATABASE_URL: 'nonsense' })).toEqual(['DATABASE_URL must be a postgres:// URL']);
+  });
+
   it('hold variables against each other', () => {
     expect(faultsOf({ ...REQUIRED, CANCEL_POLL_MS: '40000' })).toEqual([
       'BLIND_MS must be at least twice CANCEL_POLL_MS',

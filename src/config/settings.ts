@@ -31,7 +31,12 @@ const oneOf = <const Options extends readonly [string, ...string[]]>(options: Op
 
 /** Every environment variable that the service reads: its type, its default and what it is for. */
 export const SETTINGS = {
-  DATABASE_URL: url(/^postgres(ql)?:$/, 'postgres://').describe('Postgres, the truth about every job.'),
+  DATABASE_URL: url(/^postgres(ql)?:$/, 'postgres://')
+    // Prisma's own tools would heed it, and nothing else.
+    .refine((value) => !URL.canParse(value) || ['public', null].includes(new URL(value).searchParams.get('schema')), {
+      message: 'must name no schema but public',
+    })
+    .describe('Postgres, the truth about every job.'),
   DATABASE_POOL_SIZE: count(10, 1000, 'Connections to Postgres in each process. At least 2.', 2),
   REDIS_URL: z
     .string({ error: 'is required' })

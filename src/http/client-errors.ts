@@ -39,6 +39,7 @@ function refusalOf(error: ClientError): string {
 }
 
 const MALFORMED = new ApiError('malformed_request', 'Request is not well-formed HTTP');
+const STRANGE_JOB_ID = /^[A-Z]+ \S*\/jobs\/([^\s?]*[^\s?\x21-\x7e][^\s?]*)/;
 
 function describeClientError({ code, rawPacket }: ClientError): ApiError {
   switch (code) {
@@ -47,8 +48,8 @@ function describeClientError({ code, rawPacket }: ClientError): ApiError {
     case 'ERR_HTTP_REQUEST_TIMEOUT':
       return new ApiError('request_timeout', 'Request was not received in time');
     case 'HPE_INVALID_URL': {
-      // Bytes that no URL has, in the place of a job's id: like any other id that is not one.
-      const jobId = /^[A-Z]+ \S*\/jobs\/([^\s?]+)/.exec(Buffer.isBuffer(rawPacket) ? rawPacket.toString() : '')?.[1];
+      // Bytes that no URL has, in the place of a job's id: like any other id that is not one. Not after another request.
+      const jobId = STRANGE_JOB_ID.exec(Buffer.isBuffer(rawPacket) ? rawPacket.toString() : '')?.[1];
       return jobId === undefined ? MALFORMED : toApiError(new JobNotFound(jobId));
     }
     default:

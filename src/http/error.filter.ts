@@ -30,7 +30,10 @@ export class ErrorFilter implements ExceptionFilter {
 function unknownRoute(request: FastifyRequest): ApiError {
   const where = `${request.method} ${request.url.split('?', 1)[0]}`;
   const allowed = request.allowedMethods();
-  if (allowed.length === 0) return new ApiError('route_not_found', `Route not found: ${where}`);
+  // The documentation's own handlers say so as well, of a file that they do not have.
+  if (allowed.length === 0 || allowed.includes(request.method)) {
+    return new ApiError('route_not_found', `Route not found: ${where}`);
+  }
   return new ApiError('method_not_allowed', `Method not allowed: ${where}`, { allow: allowed.join(', ') });
 }
 

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { type IncomingMessage } from 'node:http';
 import { FastifyAdapter } from '@nestjs/platform-fastify';
 import { type FastifyReply, type FastifyRequest, LogController } from 'fastify';
+import { holdsApiKey } from '../auth/api-key';
 import { type Caller, type PresentedKey } from '../auth/caller';
 import { type Logger } from '../infrastructure/logger';
 import { type Metrics } from '../infrastructure/metrics';
@@ -70,15 +71,11 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     return routes.filter((route) => route.path.test(path)).map((route) => route.method);
   });
 
-  // Nest's own parsers refuse an empty body that claims to be JSON, which DELETE requests of many clients have.
+  // Nest's own parsers refuse an empty body that claims to be JSON, which DELETE requests of many clients have; and what
+  // a body says is nobody's business before its caller is known: a handler gets it as text.
   fastify.removeAllContentTypeParsers();
   fastify.addContentTypeParser('application/json', { parseAs: 'string' }, (request, body, done) => {
-    if (!METHODS_WITH_BODY.has(request.method) || body === '') return done(null, undefined);
-    try {
-      done(null, JSON.parse(body as string));
-    } catch {
-      done(new ApiError('invalid_json', 'Request body is not valid JSON'));
-    }
+    done(null, METHODS_WITH_BODY.has(request.method) && body !== '' ? body : undefined);
   });
   fastify.addContentTypeParser('*', (request, payload, done) => {
     if (METHODS_WITH_BODY.has(request.method)) {
@@ -114,10 +111,10 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   return adapter;
 }
 
-/** Takes over the caller's request id if it is one that can stand in a log line, else makes one. */
+/** Takes over the caller's request id if it is one that can stand in a log line and holds no key, else makes one. */
 function requestId(request: IncomingMessage): string {
   const given = request.headers['x-request-id'];
-  return typeof given === 'string' && REQUEST_ID.test(given) ? given : randomUUID();
+  return typeof given === 'string' && REQUEST_ID.test(given) && !holdsApiKey(given) ? given : randomUUID();
 }
 
 /** A path that cannot be decoded is taken literally, so that it is not found like any other unknown path. */

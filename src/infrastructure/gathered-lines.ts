@@ -11,7 +11,8 @@ const MOST_MS = 100;
  * process that is killed loses it. pino's own buffer never lets a process end whose output nobody reads any more.
  */
 export function gatheredLines(): DestinationStream & { flush(done: () => void): void; flushSync(): void } {
-  const output = pino.destination({ dest: STDOUT, sync: false });
+  // What comes while that much waits for a reader is dropped.
+  const output = pino.destination({ dest: STDOUT, sync: false, maxLength: 16 * 1024 * 1024 });
   let lines = '';
   const take = () => {
     const taken = lines;

@@ -5,6 +5,9 @@ import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom
 const STOP_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 30, 60];
 const HTTP_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
 
+/** Jobs that wait and run, and cancelled runs that are not yet confirmed to be gone. */
+export type JobCounts = { queued: number; processing: number; stopping: number };
+
 /** Every metric of both processes, described in docs/operations.md. A process shows those that it has used. */
 @Injectable()
 export class Metrics {
@@ -41,42 +44,52 @@ export class Metrics {
     'repair',
   ]);
   readonly runs = this.gauge('scenario_jobs_runs_in_progress', 'Runs of this worker', []);
-  private readonly unfinished = this.gauge('scenario_jobs_unfinished', 'Jobs that wait or run', ['status']);
-  private readonly unconfirmed = this.gauge(
-    'scenario_jobs_stops_unconfirmed',
-    'Cancelled runs whose process is not yet known to be gone',
-    [],
-  );
 
   constructor() {
     collectDefaultMetrics({ register: this.registry });
   }
 
-  /** Shows the jobs that are in the database, counted afresh at each scrape. */
-  showJobs(count: () => Promise<{ queued: number; processing: number; stopping: number }>): void {
-    const { unfinished, unconfirmed } = this;
-    // prom-client calls `collect` of every metric before it prints any.
-    Object.assign(unfinished, {
-      async collect() {
-        const counts = await count().catch(() => undefined);
-        if (!counts) {
-          unfinished.reset();
-          unconfirmed.reset();
-          return;
-        }
-        unfinished.set({ status: 'queued' }, counts.queued);
-        unfinished.set({ status: 'processing' }, counts.processing);
-        unconfirmed.set(counts.stopping);
-      },
+  /** Shows the jobs that are in the database, counted afresh at each scrape; nothing while they cannot be counted. */
+  showJobs(count: () => Promise<JobCounts>): void {
+    // Each gauge waits for the count of its scrape by itself: prom-client prints one without regard to the others.
+    let counting: Promise<JobCounts | undefined> | undefined;
+    const counted = () =>
+      (counting ??= count()
+        .catch(() => undefined)
+        .finally(() => (counting = undefined)));
+
+    this.gauge('scenario_jobs_unfinished', 'Jobs that wait or run', ['status'], async (gauge) => {
+      const counts = await counted();
+      gauge.reset();
+      if (!counts) return;
+      gauge.set({ status: 'queued' }, counts.queued);
+      gauge.set({ status: 'processing' }, counts.processing);
     });
+    this.gauge(
+      'scenario_jobs_stops_unconfirmed',
+      'Cancelled runs whose process is not yet known to be gone',
+      [],
+      async (gauge) => {
+        const counts = await counted();
+        // Not a nought, which would say that all is well.
+        if (counts) gauge.set(counts.stopping);
+        else gauge.remove();
+      },
+    );
   }
 
   private counter<Label extends string>(name: string, help: string, labelNames: Label[]) {
     return new Counter({ name, help, labelNames, registers: [this.registry] });
   }
 
-  private gauge<Label extends string>(name: string, help: string, labelNames: Label[]) {
-    return new Gauge({ name, help, labelNames, registers: [this.registry] });
+  private gauge<Label extends string>(
+    name: string,
+    help: string,
+    labelNames: Label[],
+    collect?: (gauge: Gauge<Label>) => Promise<void>,
+  ) {
+    const gauge = new Gauge({ name, help, labelNames, registers: [this.registry] });
+    return collect ? Object.assign(gauge, { collect: () => collect(gauge) }) : gauge;
   }
 
   private histogram<Label extends string>(name: string, help: string, buckets: number[], labelNames: Label[]) {

@@ -155,6 +155,11 @@ describe('a key that does not work cancels nothing, alone or among keys that do'
 it('no key is ever logged or stored', async () => {
   await ask(`Bearer ${system.key}`);
   await ask(`Bearer ${system.key}x`);
+  // Where somebody could put it by mistake.
+  await system.request('GET', `/${system.key}`);
+  await system.cancel(system.key);
+  await system.request('GET', `?key=${system.key}`);
+  await system.cancel('j1o2b3i4d5x6', { 'x-request-id': system.key });
   expect(JSON.stringify([await system.apiLog(), system.api.printed])).not.toContain(system.key.slice(10));
   const { rows } = await system.pool.query('SELECT * FROM api_keys');
   expect(JSON.stringify(rows)).not.toContain(system.key.slice(10));

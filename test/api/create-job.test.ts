@@ -40,7 +40,10 @@ describe('POST of a job', () => {
     ['the longest prompt', { prompt: 'x'.repeat(10_000) }],
     ['the longest prompt of characters beyond the BMP', { prompt: '💣'.repeat(10_000) }],
     ['the longest context', { context: '\u00e9'.repeat(50_000) }],
-    ['nulls for what is optional', { context: null, scenario_slug: null, request_id: null }],
+    [
+      'nulls for what is optional',
+      { context: null, scenario_slug: null, request_id: null, callback_url: null, callback_headers: null },
+    ],
     ['an empty context', { context: '' }],
   ])('accepts %s', async (_what, fields) => {
     expect((await post({ ...good, ...fields })).status).toBe(201);
@@ -128,6 +131,11 @@ describe('POST of a job', () => {
     },
   );
 
+  it('says nothing of what is wrong with a body before it knows whose it is', async () => {
+    const { status, body } = await post('{"prompt":', { authorization: 'Bearer exec_live_unknown' });
+    expect({ status, code: body.error.code }).toEqual({ status: 401, code: 'invalid_api_key' });
+  });
+
   it('refuses values within values, however deep', async () => {
     const prompt = '['.repeat(100_000) + ']'.repeat(100_000);
     const { status, body } = await post(`{"user_email":"ada@example.com","prompt":${prompt}}`);
@@ -147,6 +155,17 @@ describe('POST with a request_id that the workspace has used', () => {
     const { status, body } = await post({ ...good, prompt: 'other', scenario_slug: 'unknown', request_id: 'again' });
     expect(status).toBe(200);
     expect(body).toEqual({ ...(await system.get(first.id)), is_new: false });
+  });
+
+  it.each([
+    ['missing', { request_id: 'ignored' }],
+    ['malformed', { user_email: 1, prompt: '', request_id: 'ignored' }],
+    ['unknown', { ...good, contxt: 'x', constructor: 'y', request_id: 'ignored' }],
+  ])('answers 200 with that job although other fields are %s', async (_what, again) => {
+    const first = (await post({ ...good, request_id: 'ignored' })).body;
+    const { status, body } = await post(again);
+    expect({ status, id: body.id, isNew: body.is_new }).toEqual({ status: 200, id: first.id, isNew: false });
+    expect((await post({ ...again, request_id: 'never used' })).status).toBe(400);
   });
 
   it('creates one job, however many ask at once', async () => {

@@ -83,14 +83,18 @@ describe('a request that turns out to be malformed', () => {
   const cancelOf = (jobId: string, more: string) =>
     `DELETE /rest/v1/scenario-studio/jobs/${jobId} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${system.key}\r\n${more}`;
 
-  it('does not take the answer of the one before it on the same connection', async () => {
-    const { job } = await system.createRunning('cooperative');
-    const sent = `${cancelOf(job.id, 'X-Request-Id: first\r\n\r\n')}garbage\r\n\r\n`;
-    const { answers } = parseAnswers(Buffer.from(await rawHttp(system.api.url!, sent)), ['DELETE', '']);
-    expect(answers.map(({ status }) => status)).toEqual([200, 400]);
-    expect(answers[0]!.headers['x-request-id']).toEqual(['first']);
-    await system.untilStopped(job.id);
-  });
+  it.each(['garbage', 'GET /\x01 HTTP/1.1'])(
+    'does not take the answer of the one before it on the same connection: %j',
+    async (malformed) => {
+      const { job } = await system.createRunning('cooperative');
+      const sent = `${cancelOf(job.id, 'X-Request-Id: first\r\n\r\n')}${malformed}\r\n\r\n`;
+      const { answers } = parseAnswers(Buffer.from(await rawHttp(system.api.url!, sent)), ['DELETE', '']);
+      expect(answers.map(({ status }) => status)).toEqual([200, 400]);
+      expect(answers[0]!.headers['x-request-id']).toEqual(['first']);
+      expect(answers[1]!.body).not.toContain(job.id);
+      await system.untilStopped(job.id);
+    },
+  );
 
   it('has no effect', async () => {
     const { job } = await system.createRunning('cooperative');
@@ -171,6 +175,40 @@ describe('metrics and health', () => {
     await eventually('no run is in progress', async () =>
       (await (await fetch(`${system.workers[0]!.url}/metrics`)).text()).includes('scenario_jobs_runs_in_progress 0'),
     );
+  });
+
+  it('the jobs are counted afresh at each scrape', async () => {
+    const { job } = await system.createRunning('cooperative');
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+    const unconfirmed = async () =>
+      /^scenario_jobs_stops_unconfirmed (.*)$/m.exec(await (await fetch(`${system.api.url}/metrics`)).text())?.[1];
+    expect(await unconfirmed()).toBe('0');
+    const confirm = (stoppedAt: string, how: string | null) =>
+      system.pool.query(`UPDATE scenario_jobs SET stopped_at = ${stoppedAt}, stopped_how = $2 WHERE id = $1`, [
+        job.id,
+        how,
+      ]);
+    const client = await system.pool.connect();
+    try {
+      // No job does this: for a moment the run is not confirmed any more.
+      await client.query('ALTER TABLE scenario_jobs DISABLE TRIGGER USER');
+      await confirm('NULL', null);
+      expect(await unconfirmed()).toBe('1');
+      await confirm('now()', 'graceful');
+      expect(await unconfirmed()).toBe('0');
+    } finally {
+      await client.query('ALTER TABLE scenario_jobs ENABLE TRIGGER USER');
+      client.release();
+    }
+  });
+
+  it('what the documentation does not have is not found', async () => {
+    const answer = await fetch(`${system.api.url}/docs/LICENSE`);
+    expect({ status: answer.status, body: await answer.json() }).toMatchObject({
+      status: 404,
+      body: { error: { code: 'route_not_found' } },
+    });
   });
 
   it('both processes are ready', async () => {

@@ -227,6 +227,26 @@ describe('Postgres itself', () => {
     },
   );
 
+  it('refuses the log-in: 503, a result waits, and as ever when it lets us in again', async () => {
+    const { job } = await system.createRunning('slow 1000');
+    const client = new Client({ connectionString: postgres.url });
+    await client.connect();
+    try {
+      await client.query('ALTER ROLE CURRENT_USER NOLOGIN');
+      await client.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ^@ 'scenario-jobs'",
+      );
+      await eventually('the api is refused', async () => (await system.cancel('j1o2b3i4d5x6')).status === 503);
+      expect(await system.cancel('j1o2b3i4d5x6')).toMatchObject(UNAVAILABLE);
+      await system.workers[0]!.untilLogged('task ended', job.id);
+    } finally {
+      await client.query('ALTER ROLE CURRENT_USER LOGIN');
+      await client.end();
+    }
+    await eventually('the job is completed', async () => (await system.get(job.id)).status === 'completed');
+    expect(system.workers[0]!.logs.filter(({ msg, jobId }) => msg === 'run began' && jobId === job.id)).toHaveLength(1);
+  });
+
   it('has no connection left: 503, and as ever when there are some again', async () => {
     const { job } = await system.createRunning('cooperative');
     // The service's own connections go first, so that it must ask for new ones.

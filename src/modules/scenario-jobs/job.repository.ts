@@ -6,6 +6,7 @@ import { Batches } from '../../infrastructure/batches';
 import { Database } from '../../infrastructure/database';
 import { isDatabaseUnavailable, isUniqueViolation } from '../../infrastructure/database-errors';
 import { isId, newId } from '../../infrastructure/ids';
+import { type JobCounts } from '../../infrastructure/metrics';
 import { type JobStatus, type StopKind } from './job-status';
 
 /** A job as its callers see it, before it is dressed for HTTP. */
@@ -348,8 +349,8 @@ export class JobRepository {
   }
 
   /** How many jobs wait and run, and how many cancelled runs are not yet confirmed to be gone. */
-  async countUnfinished(): Promise<{ queued: number; processing: number; stopping: number }> {
-    const [counts] = await this.database.$queryRaw<[{ queued: number; processing: number; stopping: number }]>`
+  async countUnfinished(): Promise<JobCounts> {
+    const [counts] = await this.database.$queryRaw<[JobCounts]>`
       SELECT
         (SELECT count(*) FROM scenario_jobs WHERE status = 'queued')::float8 AS queued,
         (SELECT count(*) FROM scenario_jobs WHERE status = 'processing')::float8 AS processing,

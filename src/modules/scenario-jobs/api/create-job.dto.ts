@@ -55,7 +55,7 @@ export class CreateJobDto {
   @IsEmailAddress({ message: '$property must be an email address' })
   user_email!: string;
 
-  @ApiProperty({ maxLength: MAX_PROMPT, description: 'What the scenario is about' })
+  @ApiProperty({ minLength: 1, maxLength: MAX_PROMPT, description: 'What the scenario is about' })
   @IsDefined(required)
   @IsString(text)
   @IsNotEmpty(required)
@@ -63,7 +63,12 @@ export class CreateJobDto {
   @MaxLength(MAX_PROMPT, { message: '$property must be at most $constraint1 characters' })
   prompt!: string;
 
-  @ApiPropertyOptional({ type: String, maxLength: MAX_CONTEXT, description: 'Background material, in Markdown' })
+  @ApiPropertyOptional({
+    type: String,
+    nullable: true,
+    maxLength: MAX_CONTEXT,
+    description: 'Background material, in Markdown',
+  })
   @IsOptional()
   @IsString(text)
   @IsStorableText()
@@ -72,6 +77,8 @@ export class CreateJobDto {
 
   @ApiPropertyOptional({
     type: String,
+    nullable: true,
+    minLength: 1,
     maxLength: MAX_NAME,
     description: 'Slug of a scenario of the workspace to remix',
   })
@@ -84,6 +91,8 @@ export class CreateJobDto {
 
   @ApiPropertyOptional({
     type: String,
+    nullable: true,
+    minLength: 1,
     maxLength: MAX_NAME,
     description: 'Idempotency key: a workspace has at most one job with it',
   })

@@ -2,8 +2,9 @@ import { Inject, Injectable } from '@nestjs/common';
 import { type Caller } from '../../../auth/caller';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { JobQueue } from '../job-queue';
-import { JobRepository, type JobRow, type NewJob } from '../job.repository';
 import { ScenarioNotFound } from '../job.errors';
+import { JobRepository, type JobRow, type NewJob } from '../job.repository';
+import { type CheckedBody } from './validate-create-job';
 
 /**
  * Creates a job: the row first, then the queue entry. If Redis cannot take the entry the job is accepted all
@@ -18,10 +19,12 @@ export class CreateJob {
   ) {}
 
   /** `isNew` is false when the workspace already has a job with this `requestId`: then that one is returned. */
-  async create(caller: Caller, job: NewJob): Promise<{ job: JobRow; isNew: boolean }> {
-    const { workspaceId } = caller;
-    const existing = job.requestId !== null && (await this.jobs.findByRequestId(workspaceId, job.requestId));
+  async create({ workspaceId }: Caller, body: CheckedBody): Promise<{ job: JobRow; isNew: boolean }> {
+    const { requestId, fault } = body;
+    const existing = requestId !== null && (await this.jobs.findByRequestId(workspaceId, requestId));
     if (existing) return { job: existing, isNew: false };
+    if (fault) throw fault;
+    const job = toNewJob(body);
     if (job.scenarioSlug !== null && !(await this.jobs.scenarioExists(workspaceId, job.scenarioSlug))) {
       throw new ScenarioNotFound(job.scenarioSlug);
     }
@@ -37,4 +40,14 @@ export class CreateJob {
       this.logger.warn({ err: error, jobId }, 'job could not be queued, and will be by the reconciler');
     }
   }
+}
+
+function toNewJob({ job, requestId }: CheckedBody): NewJob {
+  return {
+    userEmail: job.user_email,
+    prompt: job.prompt,
+    context: job.context ?? null,
+    scenarioSlug: job.scenario_slug ?? null,
+    requestId,
+  };
 }

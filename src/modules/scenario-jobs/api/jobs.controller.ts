@@ -15,13 +15,14 @@ import { type Caller, CurrentCaller, CurrentKey, type PresentedKey } from '../..
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { ApiError } from '../../../http/api-error';
 import { errorResponse } from '../../../http/openapi-errors';
+import { isId } from '../../../infrastructure/ids';
 import { JobNotFound } from '../job.errors';
 import { JobRepository } from '../job.repository';
 import { CancelJob } from './cancel-job';
 import { CreateJob } from './create-job';
 import { CreateJobDto } from './create-job.dto';
 import { CreatedScenarioJob, ScenarioJob, toScenarioJob } from './scenario-job.dto';
-import { ValidateCreateJob } from './validate-create-job';
+import { type CheckedBody, ValidateCreateJob } from './validate-create-job';
 
 const IDEMPOTENCY_KEY = /^[\x20-\x7e]{1,255}$/;
 const IDEMPOTENCY_RULE = 'Idempotency-Key must be 1 to 255 printable ASCII characters, sent once';
@@ -63,17 +64,11 @@ export class JobsController {
   @ApiResponse(errorResponse('Scenario to remix not found', 'scenario_not_found', 'Scenario not found: discovery-call'))
   async create(
     @CurrentCaller() caller: Caller,
-    @Body(ValidateCreateJob) body: CreateJobDto,
+    @Body(ValidateCreateJob) body: CheckedBody,
     @Req() request: FastifyRequest,
     @Res({ passthrough: true }) reply: FastifyReply,
   ): Promise<CreatedScenarioJob> {
-    const { job, isNew } = await this.createJob.create(caller, {
-      userEmail: body.user_email,
-      prompt: body.prompt,
-      context: body.context ?? null,
-      scenarioSlug: body.scenario_slug ?? null,
-      requestId: body.request_id ?? null,
-    });
+    const { job, isNew } = await this.createJob.create(caller, body);
     request.logged = { jobId: job.id, outcome: isNew ? 'created' : 'existing' };
     reply.status(isNew ? HttpStatus.CREATED : HttpStatus.OK);
     return { ...this.show(job, caller), is_new: isNew };
@@ -89,7 +84,7 @@ export class JobsController {
     @Param('job_id') jobId: string,
     @Req() request: FastifyRequest,
   ): Promise<ScenarioJob> {
-    request.logged = { jobId };
+    request.logged = logged(jobId);
     const job = await this.jobs.find(caller.workspaceId, jobId);
     if (!job) throw new JobNotFound(jobId);
     return this.show(job, caller);
@@ -136,7 +131,7 @@ export class JobsController {
     @Param('job_id') jobId: string,
     @Req() request: FastifyRequest,
   ): Promise<ScenarioJob> {
-    request.logged = { jobId };
+    request.logged = logged(jobId);
     const idempotencyKeys = request.raw.headersDistinct['idempotency-key'] ?? [];
     if (!isIdempotencyKey(idempotencyKeys)) {
       await key.identify();
@@ -151,6 +146,11 @@ export class JobsController {
   private show(job: Parameters<typeof toScenarioJob>[0], caller: Caller): ScenarioJob {
     return toScenarioJob(job, caller.workspaceSlug, this.settings.SCENARIO_DOMAIN);
   }
+}
+
+/** Only what is an id is logged: a caller can put anything in its place, a key for one. */
+function logged(jobId: string): { jobId?: string } {
+  return isId(jobId) ? { jobId } : {};
 }
 
 function isIdempotencyKey(keys: string[]): boolean {

@@ -13,23 +13,52 @@ const KNOWN = new Set(
 /** Of several rules that a field breaks, the first of these is told. */
 const RULES = ['isDefined', 'isString', 'isNotEmpty', 'isStorableText', 'isEmail', 'maxLength'];
 
-/** Checks the body of the create operation. Its errors name the field and the rule, one fault at a time. */
-export class ValidateCreateJob implements PipeTransform<unknown, CreateJobDto> {
-  transform(body: unknown): CreateJobDto {
-    if (body === undefined) body = {};
-    if (typeof body !== 'object' || body === null || Array.isArray(body)) {
-      throw new ApiError('invalid_json', 'Request body must be a JSON object');
-    }
-    for (const name of Object.keys(body)) {
-      if (UNSUPPORTED.has(name)) throw new ApiError('unsupported_field', `${name} is not supported yet`);
-      if (!KNOWN.has(name)) throw new ApiError('unknown_field', `${name} is not a known field`);
-    }
-    // Not by class-transformer, which follows nested values until the stack overflows.
-    const job = Object.assign(new CreateJobDto(), body);
-    const [fault] = validateSync(job);
-    if (fault) throw describe(fault);
-    return job;
+/**
+ * A body of the create operation. With a `fault` it can create nothing; but a request with a valid `requestId` that
+ * the workspace has used is answered with that job, whatever its other fields.
+ */
+export type CheckedBody = { job: CreateJobDto; requestId: string | null; fault: ApiError | undefined };
+
+/** Checks the text of a body. Its errors name the field and the rule, one fault at a time. */
+export class ValidateCreateJob implements PipeTransform<string | undefined, CheckedBody> {
+  transform(text: string | undefined): CheckedBody {
+    const body = parse(text ?? '{}');
+    // Not by class-transformer, which follows nested values until the stack overflows; and no `__proto__`.
+    const known = Object.entries(body).filter(([name]) => KNOWN.has(name));
+    const job = Object.assign(new CreateJobDto(), Object.fromEntries(known));
+    const faults = validateSync(job);
+    const isUsable = !faults.some(({ property }) => property === 'request_id');
+    return {
+      job,
+      requestId: isUsable ? (job.request_id ?? null) : null,
+      fault: strangerIn(body) ?? (faults[0] && describe(faults[0])),
+    };
   }
+}
+
+function parse(text: string): object {
+  let body: unknown;
+  try {
+    body = JSON.parse(text);
+  } catch {
+    throw new ApiError('invalid_json', 'Request body is not valid JSON');
+  }
+  if (typeof body !== 'object' || body === null || Array.isArray(body)) {
+    throw new ApiError('invalid_json', 'Request body must be a JSON object');
+  }
+  return body;
+}
+
+function strangerIn(body: object): ApiError | undefined {
+  for (const [name, value] of Object.entries(body)) {
+    if (!UNSUPPORTED.has(name) && !KNOWN.has(name)) {
+      return new ApiError('unknown_field', `${name} is not a known field`);
+    }
+    if (UNSUPPORTED.has(name) && value !== null) {
+      return new ApiError('unsupported_field', `${name} is not supported yet`);
+    }
+  }
+  return undefined;
 }
 
 function describe({ property, constraints = {} }: ValidationError): ApiError {
