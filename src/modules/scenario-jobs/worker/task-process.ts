@@ -104,19 +104,13 @@ export class TaskProcess {
     }, this.options.stop.ackMs);
   }
 
-  /** Ends the task without asking. */
-  kill(): void {
-    this.stopping = true;
-    this.how = 'killed';
-    clearTimeout(this.timer);
-    this.signal('SIGKILL');
-  }
-
   private terminate(): void {
-    clearTimeout(this.timer);
     this.how = 'terminated';
     this.signal('SIGTERM');
-    this.timer = setTimeout(() => this.kill(), this.options.stop.killMs);
+    this.timer = setTimeout(() => {
+      this.how = 'killed';
+      this.signal('SIGKILL');
+    }, this.options.stop.killMs);
   }
 
   /** Not once the process has been reaped: its group's id may be somebody else's by now. */
