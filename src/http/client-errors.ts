@@ -39,7 +39,9 @@ function refusalOf(error: ClientError): string {
 }
 
 const MALFORMED = new ApiError('malformed_request', 'Request is not well-formed HTTP');
-const STRANGE_JOB_ID = /^[A-Z]+ \S*\/jobs\/([^\s?]*[^\s?\x21-\x7e][^\s?]*)/;
+/** Two expressions, each of linear time: anybody may send 64 KiB of anything. */
+const JOB_ID = /^[A-Z]+ [^ \r\n?]*\/jobs\/([^ \r\n?]+)/;
+const STRANGE = /[^\x21-\x7e]/;
 
 function describeClientError({ code, rawPacket }: ClientError): ApiError {
   switch (code) {
@@ -49,8 +51,8 @@ function describeClientError({ code, rawPacket }: ClientError): ApiError {
       return new ApiError('request_timeout', 'Request was not received in time');
     case 'HPE_INVALID_URL': {
       // Bytes that no URL has, in the place of a job's id: like any other id that is not one. Not after another request.
-      const jobId = STRANGE_JOB_ID.exec(Buffer.isBuffer(rawPacket) ? rawPacket.toString() : '')?.[1];
-      return jobId === undefined ? MALFORMED : toApiError(new JobNotFound(jobId));
+      const jobId = JOB_ID.exec(Buffer.isBuffer(rawPacket) ? rawPacket.toString() : '')?.[1];
+      return jobId !== undefined && STRANGE.test(jobId) ? toApiError(new JobNotFound(jobId)) : MALFORMED;
     }
     default:
       return MALFORMED;
