@@ -1,9 +1,9 @@
 // npm run machine: many rounds of the property-based machine, or the faults that it must find.
-import { spawn } from 'node:child_process';
 import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { MUTANTS } from '../test/machine/mutants.mjs';
+import { runJest } from './jest.mjs';
 import { prepare, root } from './prepare.mjs';
 
 const HELP = `Usage: npm run machine -- [--runs N] [--seed N] [--mutants | --mutant NAME]
@@ -70,21 +70,10 @@ function mutate(file, { find, replace }) {
   writeFileSync(file, mutated);
 }
 
-function runMachine(environment, { quiet = false } = {}) {
-  const jest = spawn(process.execPath, [join(root, 'node_modules/jest/bin/jest.js'), 'test/machine'], {
-    cwd: root,
-    env: { ...process.env, ...environment },
-    stdio: ['ignore', quiet ? 'pipe' : 'inherit', quiet ? 'pipe' : 'inherit'],
-  });
-  let output = '';
-  for (const stream of [jest.stdout, jest.stderr]) stream?.on('data', (text) => (output += text));
-  return new Promise((resolve) => jest.on('close', (code) => resolve({ code: code ?? 1, output })));
-}
+const runMachine = (environment, { quiet } = {}) => runJest(['test/machine'], { environment, quiet });
 
 class Usage extends Error {}
 
-// Ctrl-C reaches Jest as well, which then ends its servers: wait for that.
-for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => undefined);
 main().catch((error) => {
   const usage = error instanceof Usage || error.code?.startsWith('ERR_PARSE_ARGS');
   process.stderr.write(usage ? `${error.message}\n\n${HELP}` : `${error.message}\n`);

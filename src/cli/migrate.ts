@@ -2,6 +2,7 @@ import { hash, randomUUID } from 'node:crypto';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Client } from 'pg';
+import { SETTINGS } from '../config/settings';
 
 /**
  * Applies prisma/migrations to the database that DATABASE_URL names, as `prisma migrate deploy` does, but without
@@ -40,14 +41,19 @@ async function main(args: string[]): Promise<number> {
     process.stdout.write(HELP);
     return 0;
   }
-  if (args.length > 0 || !process.env.DATABASE_URL) {
-    process.stderr.write(args.length > 0 ? `Unknown argument: ${args[0]}\n\n${HELP}` : 'DATABASE_URL is required\n');
+  if (args.length > 0) {
+    process.stderr.write(`Unknown argument: ${args[0]}\n\n${HELP}`);
+    return 2;
+  }
+  const url = SETTINGS.DATABASE_URL.safeParse(process.env.DATABASE_URL || undefined);
+  if (!url.success) {
+    process.stderr.write(`DATABASE_URL ${url.error.issues[0]?.message}\n`);
     return 2;
   }
   let client: Client | undefined;
   try {
-    // Here already a URL that is none is refused.
-    client = new Client({ connectionString: process.env.DATABASE_URL, connectionTimeoutMillis: 10_000 });
+    // Refuses what is wrong within the URL.
+    client = new Client({ connectionString: url.data, connectionTimeoutMillis: 10_000 });
     await client.connect();
     await client.query('SELECT pg_advisory_lock($1)', [PRISMA_LOCK]);
     await client.query(BOOKS);

@@ -12,6 +12,8 @@ export type Connection = {
 
 /** How often connections are looked at while the server closes. */
 const LOOK_EVERY_MS = 50;
+/** What has not arrived in full by then is not waited for. */
+const ARRIVAL_MS = 2000;
 
 /** The open connections of a server, and which requests of each are still to be answered. */
 export class Connections {
@@ -46,18 +48,19 @@ export class Connections {
   }
 
   /**
-   * Lets a server that is being closed end: each connection once its requests are answered, and every one after
-   * `limitMs`. By itself it would wait, without a limit, for connections that send nothing and for requests that do not
+   * Lets a server that is being closed end: each connection once its requests are answered, or do not arrive, and every
+   * one after `limitMs`. By itself it would wait, without a limit, for connections that send nothing and for requests that do not
    * arrive in full, and for one that was busy at the time as long as it is kept alive.
    */
   endWithin(limitMs: number, server: Server): void {
     this.closing = true;
     const began = performance.now();
     const look = () => {
-      const late = performance.now() - began > limitMs;
+      const waited = performance.now() - began;
       for (const [socket, { unanswered, newest }] of this.open) {
-        // With bytes that nobody has read, the end of a connection can overtake its last answer.
-        if (late || (unanswered.size === 0 && newest?.req.complete !== false)) socket.destroy();
+        // While bytes come in that nobody reads, the end of a connection can overtake its last answer.
+        const isArriving = newest?.req.complete === false;
+        if (waited > limitMs || (isArriving ? waited > ARRIVAL_MS : unanswered.size === 0)) socket.destroy();
       }
     };
     look();

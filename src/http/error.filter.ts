@@ -21,7 +21,9 @@ export class ErrorFilter implements ExceptionFilter {
       ...(thrown instanceof JobNotCancellable && { from: thrown.status }),
     };
     if (error.code === 'internal_error') request.log.error({ err: thrown }, 'unexpected error');
-    if (error.code === 'service_unavailable') request.log.warn({ err: thrown }, 'postgres unavailable');
+    if (error.code === 'service_unavailable') {
+      request.log.warn({ err: thrown }, isHandlerTimeout(thrown) ? 'request took too long' : 'postgres unavailable');
+    }
     sendError(reply, error);
   }
 }
@@ -47,22 +49,28 @@ export function toApiError(thrown: unknown): ApiError {
   if (thrown instanceof JobNotFound) return new ApiError('job_not_found', thrown.message);
   if (thrown instanceof JobNotCancellable) return new ApiError('job_not_cancellable', thrown.message);
   if (thrown instanceof ScenarioNotFound) return new ApiError('scenario_not_found', thrown.message);
-  const code = (thrown as { code?: string } | undefined)?.code;
-  if (isDatabaseUnavailable(thrown) || code === 'FST_ERR_HANDLER_TIMEOUT') {
+  // First, for a caller's own connection that breaks off has the same code as one to Postgres.
+  const refused = fromFramework(thrown);
+  if (refused) return refused;
+  if (isDatabaseUnavailable(thrown) || isHandlerTimeout(thrown)) {
     return new ApiError('service_unavailable', 'The service is temporarily unavailable, please try again', {
       'retry-after': String(RETRY_AFTER_S),
     });
   }
-  return fromFramework(thrown) ?? new ApiError('internal_error', 'An unexpected error occurred');
+  return new ApiError('internal_error', 'An unexpected error occurred');
+}
+
+function isHandlerTimeout(thrown: unknown): boolean {
+  return (thrown as { code?: string } | undefined)?.code === 'FST_ERR_HANDLER_TIMEOUT';
 }
 
 /** What Fastify or Nest object to before a request reaches our code. */
 function fromFramework(thrown: unknown): ApiError | undefined {
-  const { code } = (thrown instanceof HttpException ? thrown.cause : thrown) as { code?: string };
-  const status = thrown instanceof HttpException ? thrown.getStatus() : (thrown as { statusCode?: number }).statusCode;
+  const status =
+    thrown instanceof HttpException ? thrown.getStatus() : (thrown as { statusCode?: number } | undefined)?.statusCode;
   if (status === 413) return new ApiError('body_too_large', 'Request body is larger than 1 MiB');
   if (status === 415) return new ApiError('unsupported_media_type', 'Content-Type must be application/json');
   if (status === 408) return new ApiError('request_timeout', 'Request was not received in time');
-  if (status && status < 500) return new ApiError('malformed_request', code ?? 'Malformed request');
+  if (status && status < 500) return new ApiError('malformed_request', 'Malformed request');
   return undefined;
 }

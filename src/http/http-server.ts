@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { type IncomingMessage } from 'node:http';
+import { type Socket } from 'node:net';
 import { FastifyAdapter } from '@nestjs/platform-fastify';
 import { type FastifyReply, type FastifyRequest, LogController } from 'fastify';
 import { holdsApiKey } from '../auth/api-key';
@@ -58,6 +59,10 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   const fastify = adapter.getInstance();
   const { server } = fastify;
   connections.watch(server);
+  // No answer at all is what it would get.
+  server.on('connect', (request, socket) => {
+    refuseConnection(new Error(request.method), socket as Socket, connections.get(socket as Socket));
+  });
   // An expectation that Node does not know is ignored; it would be refused in words that are not ours.
   server.on('checkExpectation', (request, response) => server.emit('request', request, response));
 

@@ -61,6 +61,7 @@ describe('every error is in the envelope', () => {
       400,
       'malformed_request',
     ],
+    ['CONNECT', 'CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n', 400, 'malformed_request'],
     ['a NUL in a header', 'GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n', 400, 'malformed_request'],
   ])('%s', async (_what, bytes, status, code) => {
     const answer = parseAnswer(await rawHttp(system.api.url!, bytes));
@@ -146,6 +147,13 @@ describe('the log', () => {
       expect.objectContaining({ status: 400, error: 'job_not_cancellable', from: 'cancelled' }),
     ]);
     await system.untilStopped(job.id);
+  });
+
+  it('does not take a caller that breaks off for a Postgres that does', async () => {
+    const head = `POST /rest/v1/scenario-studio/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${system.key}\r\n`;
+    const more = 'Content-Type: application/json\r\nX-Request-Id: r-broken\r\nTransfer-Encoding: chunked\r\n\r\nzz';
+    await rawHttp(system.api.url!, `${head}${more}\r\n`);
+    expect((await system.apiLog()).map(({ msg }) => msg)).not.toContain('postgres unavailable');
   });
 
   it('never has what callers send', async () => {

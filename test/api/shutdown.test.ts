@@ -54,6 +54,18 @@ describe('an api that is told to end', () => {
     expect(answers.map(({ headers }) => headers.connection?.[0])).toEqual(['keep-alive', 'close']);
   });
 
+  it('drops a request that does not arrive', async () => {
+    const path = new URL(system.jobsUrl).pathname;
+    const connection = new RawConnection(system.api.url!);
+    const head = `POST ${path} HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer ${system.key}\r\n`;
+    connection.send(Buffer.from(`${head}Content-Type: application/json\r\nContent-Length: 90\r\n\r\n{`));
+    expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
+    system.api.signal('SIGTERM');
+    expect(await system.api.ended()).toEqual(BY_SIGTERM);
+    await eventually('the connection is closed', () => connection.closed);
+    expect(connection.received.toString()).toBe('');
+  });
+
   it('says with an answer that the connection ends with it', async () => {
     const path = new URL(system.jobsUrl).pathname;
     const connection = new RawConnection(system.api.url!);

@@ -146,8 +146,8 @@ describe('migrate', () => {
     });
     expect(run('migrate', [], { DATABASE_URL: '' })).toMatchObject({ status: 2, err: 'DATABASE_URL is required' });
     expect(run('migrate', [], { DATABASE_URL: 'postgres://u:sl/ash@host/db' })).toMatchObject({
-      status: 1,
-      err: 'Migration failed: Invalid URL',
+      status: 2,
+      err: 'DATABASE_URL must be a postgres:// URL',
     });
     expect(run('migrate', ['--help'])).toMatchObject({ status: 0, out: expect.stringContaining('Usage') });
   });

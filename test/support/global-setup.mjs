@@ -22,6 +22,12 @@ export default async function setUp() {
     await createTemplate(postgres);
     Object.assign(process.env, { TEST_POSTGRES_URL: postgres, TEST_REDIS_URL: redis });
     globalThis.testProcesses = processes;
+    for (const signal of ['SIGINT', 'SIGTERM']) {
+      process.once(signal, () => {
+        processes.kill();
+        process.exit(1);
+      });
+    }
   } catch (error) {
     await processes.stop();
     throw error;

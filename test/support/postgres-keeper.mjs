@@ -24,6 +24,7 @@ function end(signal) {
   return ended;
 }
 
+for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.stdin.destroy());
 try {
   const url = await start();
   await createTemplate(url);
