@@ -101,7 +101,7 @@ describe('cancelling a job whose task stops when it is asked', () => {
 describe('cancelling a job while its task is still loading', () => {
   let system: TestSystem;
   let folder: string;
-  beforeEach(async () => (folder = await mkdtemp(join(tmpdir(), 'loading-'))));
+  beforeEach(async () => (folder = await mkdtemp(join(tmpdir(), 'scenario-jobs-loading-'))));
   afterEach(async () => {
     await system.stop();
     await rm(folder, { recursive: true });

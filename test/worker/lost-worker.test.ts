@@ -105,7 +105,7 @@ describe('a worker that the system gives no process', () => {
   let folder: string;
   let node: string;
   beforeEach(async () => {
-    folder = await mkdtemp(join(tmpdir(), 'node-'));
+    folder = await mkdtemp(join(tmpdir(), 'scenario-jobs-node-'));
     node = join(folder, 'node');
     await symlink(process.execPath, node);
     // It starts its processes with this program, which can be taken away.
