@@ -1,52 +1,51 @@
-import { parseAnswers, RawConnection } from '../support/raw-http';
+import { startBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
-import { TcpProxy } from '../support/tcp-proxy';
-import { TestSystem } from '../support/test-system';
-
-const BY_SIGTERM = { code: null, signal: 'SIGTERM' };
+import { parseAnswers, RawConnection } from '../support/raw-http';
+import { type TcpProxy } from '../support/tcp-proxy';
+import { type TestSystem } from '../support/test-system';
 
 describe('an api that is told to end', () => {
   let proxy: TcpProxy;
   let system: TestSystem;
   beforeEach(async () => {
-    proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
-    system = await TestSystem.start({
-      workers: 0,
-      api: ({ DATABASE_URL }) => ({ DATABASE_URL: proxy.through(DATABASE_URL!) }),
-    });
+    ({ proxy, system } = await startBehindProxy('api', {}, { workers: 0 }));
   });
   afterEach(async () => {
     await system.stop();
     await proxy.stop();
   });
 
+  /** Sends the bytes on a connection of their own and, once the api has taken them, tells it to end. */
+  async function sendAndEnd(bytes: string): Promise<RawConnection> {
+    const connection = new RawConnection(system.api.url!);
+    connection.send(Buffer.from(bytes));
+    expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
+    system.api.signal('SIGTERM');
+    return connection;
+  }
+
+  async function untilEnded(connection: RawConnection): Promise<void> {
+    expect(await system.api.ended()).toEqual({ code: null, signal: 'SIGTERM' });
+    await eventually('the connection is closed', () => connection.closed);
+  }
+
+  const headOf = (method: string, jobPath = '') =>
+    `${method} ${new URL(system.jobsUrl).pathname}${jobPath} HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer ${system.key}\r\n`;
+
   it.each([
     ['nothing', ''],
     ['half a request', 'GET /livez HTTP/1.1\r\nHost:'],
     ['a request that was answered', 'GET /livez HTTP/1.1\r\nHost: api\r\n\r\n'],
   ])('does not wait for a connection that has sent %s', async (_, bytes) => {
-    const connection = new RawConnection(system.api.url!);
-    connection.send(Buffer.from(bytes));
-    // Behind it, so that the api has taken both.
-    expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
-    system.api.signal('SIGTERM');
-    expect(await system.api.ended()).toEqual(BY_SIGTERM);
-    await eventually('the connection is closed', () => connection.closed);
+    await untilEnded(await sendAndEnd(bytes));
   });
 
   it('answers the request that it has, and one that comes behind it, and then closes the connection', async () => {
-    const path = new URL(system.jobsUrl).pathname;
-    const connection = new RawConnection(system.api.url!);
     proxy.slow(() => 300);
-    connection.send(
-      Buffer.from(`GET ${path}/j1o2b3i4d5x6 HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer ${system.key}\r\n\r\n`),
-    );
-    expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
-    system.api.signal('SIGTERM');
+    const connection = await sendAndEnd(`${headOf('GET', '/j1o2b3i4d5x6')}\r\n`);
     await eventually('it is closing', async () => !(await fetch(`${system.api.url}/livez`).catch(() => undefined)));
     connection.send(Buffer.from('GET /livez HTTP/1.1\r\nHost: api\r\n\r\n'));
-    expect(await system.api.ended()).toEqual(BY_SIGTERM);
-    await eventually('the connection is closed', () => connection.closed);
+    await untilEnded(connection);
     const { answers } = parseAnswers(connection.received, ['GET', 'GET']);
     expect(answers.map(({ status }) => status)).toEqual([404, 200]);
     for (const { headers } of answers) expect(headers['x-request-id']).toHaveLength(1);
@@ -55,28 +54,16 @@ describe('an api that is told to end', () => {
   });
 
   it('drops a request that does not arrive', async () => {
-    const path = new URL(system.jobsUrl).pathname;
-    const connection = new RawConnection(system.api.url!);
-    const head = `POST ${path} HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer ${system.key}\r\n`;
-    connection.send(Buffer.from(`${head}Content-Type: application/json\r\nContent-Length: 90\r\n\r\n{`));
-    expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
-    system.api.signal('SIGTERM');
-    expect(await system.api.ended()).toEqual(BY_SIGTERM);
-    await eventually('the connection is closed', () => connection.closed);
+    const half = 'Content-Type: application/json\r\nContent-Length: 90\r\n\r\n{';
+    const connection = await sendAndEnd(`${headOf('POST')}${half}`);
+    await untilEnded(connection);
     expect(connection.received.toString()).toBe('');
   });
 
   it('says with an answer that the connection ends with it', async () => {
-    const path = new URL(system.jobsUrl).pathname;
-    const connection = new RawConnection(system.api.url!);
     proxy.slow(() => 300);
-    connection.send(
-      Buffer.from(`GET ${path}/j1o2b3i4d5x6 HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer ${system.key}\r\n\r\n`),
-    );
-    expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
-    system.api.signal('SIGTERM');
-    expect(await system.api.ended()).toEqual(BY_SIGTERM);
-    await eventually('the connection is closed', () => connection.closed);
+    const connection = await sendAndEnd(`${headOf('GET', '/j1o2b3i4d5x6')}\r\n`);
+    await untilEnded(connection);
     const [answer] = parseAnswers(connection.received, ['GET']).answers;
     expect(answer).toMatchObject({ status: 404, headers: { connection: ['close'] } });
   });

@@ -1,8 +1,9 @@
 import { randomUUID } from 'node:crypto';
 import { Client } from 'pg';
+import { startBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
 import { OwnPostgres } from '../support/own-postgres';
-import { TcpProxy } from '../support/tcp-proxy';
+import { type TcpProxy } from '../support/tcp-proxy';
 import { groupIsAlive, TestSystem } from '../support/test-system';
 
 const UNAVAILABLE = {
@@ -15,15 +16,6 @@ async function timed<T>(work: () => Promise<T>): Promise<{ answer: T; seconds: n
   const began = performance.now();
   const answer = await work();
   return { answer, seconds: (performance.now() - began) / 1000 };
-}
-
-/** A system of which the api, or every worker, reaches Postgres by way of a proxy. */
-async function startBehindProxy(who: 'api' | 'worker', settings: Record<string, string> = {}) {
-  const proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
-  const system = await TestSystem.start({
-    [who]: ({ DATABASE_URL }: Record<string, string>) => ({ DATABASE_URL: proxy.through(DATABASE_URL!), ...settings }),
-  });
-  return { proxy, system };
 }
 
 describe('between the api and Postgres', () => {

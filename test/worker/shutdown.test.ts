@@ -1,7 +1,8 @@
+import { startBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
 import { OwnRedis } from '../support/own-redis';
 import { ServiceProcess } from '../support/service-process';
-import { TcpProxy } from '../support/tcp-proxy';
+import { type TcpProxy } from '../support/tcp-proxy';
 import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
 
 describe('a worker that is told to end', () => {
@@ -80,11 +81,7 @@ describe('a worker that is told to end while Postgres is away', () => {
   let proxy: TcpProxy;
   let system: TestSystem;
   beforeEach(async () => {
-    proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
-    system = await TestSystem.start({
-      settings: { DRAIN_MS: '100', BLIND_MS: '3600000' },
-      worker: ({ DATABASE_URL }) => ({ DATABASE_URL: proxy.through(DATABASE_URL!) }),
-    });
+    ({ proxy, system } = await startBehindProxy('worker', { DRAIN_MS: '100', BLIND_MS: '3600000' }));
   });
   afterEach(async () => {
     await system.stop();
