@@ -24,6 +24,7 @@ const count = (initial: number, most: number, about: string, least = 1) =>
 const url = (schemes: RegExp, names: string) =>
   z.string({ error: 'is required' }).refine((value) => URL.canParse(value) && schemes.test(new URL(value).protocol), {
     message: `must be a ${names} URL`,
+    abort: true,
   });
 
 const oneOf = <const Options extends readonly [string, ...string[]]>(options: Options) =>
@@ -33,7 +34,7 @@ const oneOf = <const Options extends readonly [string, ...string[]]>(options: Op
 export const SETTINGS = {
   DATABASE_URL: url(/^postgres(ql)?:$/, 'postgres://')
     // Prisma's own tools would heed it, and nothing else.
-    .refine((value) => !URL.canParse(value) || ['public', null].includes(new URL(value).searchParams.get('schema')), {
+    .refine((value) => ['public', null].includes(new URL(value).searchParams.get('schema')), {
       message: 'must name no schema but public',
     })
     .describe('Postgres, the truth about every job.'),

@@ -48,9 +48,9 @@ export class Connections {
   }
 
   /**
-   * Lets a server that is being closed end: each connection once its requests are answered, or do not arrive, and every
-   * one after `limitMs`. By itself it would wait, without a limit, for connections that send nothing and for requests that do not
-   * arrive in full, and for one that was busy at the time as long as it is kept alive.
+   * Lets a server that is being closed end: each connection once its requests are answered, or do not arrive, and
+   * every one after `limitMs`. By itself it would wait, without a limit, for connections that send nothing and for
+   * requests that do not arrive in full, and for one that was busy at the time as long as it is kept alive.
    */
   endWithin(limitMs: number, server: Server): void {
     this.closing = true;

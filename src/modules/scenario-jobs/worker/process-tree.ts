@@ -26,10 +26,8 @@ const AT_ONCE = 16;
  * as well is not found, nor one that forks faster than it can be looked for; that takes intent.
  */
 export async function killTrees(trees: readonly ProcessTree[]): Promise<void> {
-  const started = trees.filter(({ groupId }) => groupId > 0);
-  if (started.length === 0) return;
-  const groups = new Set(started.map(({ groupId }) => groupId));
-  const runIds = started.map(({ runId }) => runId);
+  const groups = new Set(trees.map(({ groupId }) => groupId));
+  const runIds = trees.map(({ runId }) => runId);
   for (let wait = 1; ; wait = Math.min(2 * wait, 50)) {
     // A group that has ended has ended for good: its number may be somebody else's from then on.
     for (const groupId of groups) if (!signalGroup(groupId, 'SIGKILL')) groups.delete(groupId);

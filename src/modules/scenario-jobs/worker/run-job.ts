@@ -200,12 +200,12 @@ export class RunJob {
   }
 
   private async whenPostgresAnswers<T>(work: () => Promise<T>): Promise<T> {
-    const began = performance.now();
+    const deadline = performance.now() + this.settings.BLIND_MS;
     for (;;) {
       try {
         return await work();
       } catch (error) {
-        if (!isDatabaseUnavailable(error) || performance.now() - began > this.settings.BLIND_MS) throw error;
+        if (!isDatabaseUnavailable(error) || performance.now() > deadline) throw error;
         await sleep(RECORD_AGAIN_AFTER_MS);
       }
     }
