@@ -1,14 +1,18 @@
+import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
 import { type DestinationStream, pino } from 'pino';
+import { within } from './within';
 
 const STDOUT = 1;
 const PAGE_LENGTH = 4096;
 const MOST_MS = 100;
+/** How long the end of a process waits for a reader that is slow. */
+const LAST_LINES_MS = 2000;
 
 /**
  * Standard output for a log of many lines: written to once there is a page of them, or they are a tenth of a second
- * old. Nobody waits for a reader that is slow. What is left at a fatal line or at the end is written at once; a
- * process that is killed loses it. pino's own buffer never lets a process end whose output nobody reads any more.
+ * old. Nobody waits for a reader that is slow, but the end of the process for a moment. What is left at a fatal line is
+ * written at once; a process that is killed loses it. pino's own buffer never lets a process end whose output nobody reads any more.
  */
 export function gatheredLines(): DestinationStream & { flush(done: () => void): void; flushSync(): void } {
   // What comes while that much waits for a reader is dropped.
@@ -37,8 +41,10 @@ export function gatheredLines(): DestinationStream & { flush(done: () => void): 
       if (lines.length >= PAGE_LENGTH) write();
     },
     flush(done) {
-      writeNow();
-      done();
+      // An empty text goes the same way, so that there is an end to wait for.
+      const written = once(output, 'drain');
+      output.write(take());
+      void within(LAST_LINES_MS, 'last lines', written).then(done, () => done());
     },
     flushSync: writeNow,
   };

@@ -60,6 +60,18 @@ describe('an api that is told to end', () => {
     expect(connection.received.toString()).toBe('');
   });
 
+  it('logs every request that it has answered, and its end, however slowly its lines are read', async () => {
+    const { api } = system;
+    api.holdReading();
+    for (let rest = 1000; rest > 0; rest--) await (await fetch(`${api.url}/nothing`)).text();
+    api.signal('SIGTERM');
+    api.readOn();
+    expect(await api.ended()).toEqual({ code: null, signal: 'SIGTERM' });
+    await eventually('its last line is read', () => api.logged('shut down'));
+    expect(api.logs.filter(({ msg }) => msg === 'request').length).toBe(1000);
+    expect(api.logs.at(-1)).toMatchObject({ msg: 'shut down' });
+  });
+
   it('says with an answer that the connection ends with it', async () => {
     proxy.slow(() => 300);
     const connection = await sendAndEnd(`${headOf('GET', '/j1o2b3i4d5x6')}\r\n`);

@@ -84,6 +84,15 @@ export class ServiceProcess {
     this.child.stdout?.destroy();
   }
 
+  /** Until `readOn` whoever reads what it prints is busy. */
+  holdReading(): void {
+    this.child.stdout?.pause();
+  }
+
+  readOn(): void {
+    this.child.stdout?.resume();
+  }
+
   async ended() {
     if (!this.exit) await once(this.child, 'exit');
     return this.exit;
