@@ -12,7 +12,7 @@ import { type FromTask, type TaskError, type ToTask } from './modules/scenario-j
 const PROGRESS_EVERY_MS = 200;
 /** A result is the description of a scenario, not a file. */
 const MAX_RESULT_BYTES = 1024 * 1024;
-/** Codes of errors of the network, which may pass. */
+/** Codes of errors of the network, which may pass; the last ones are those of Node's fetch. */
 const TRANSIENT = new Set([
   'ECONNRESET',
   'ECONNREFUSED',
@@ -21,7 +21,12 @@ const TRANSIENT = new Set([
   'EPIPE',
   'EHOSTUNREACH',
   'ENETUNREACH',
+  'UND_ERR_CONNECT_TIMEOUT',
+  'UND_ERR_HEADERS_TIMEOUT',
+  'UND_ERR_BODY_TIMEOUT',
+  'UND_ERR_SOCKET',
 ]);
+const MAX_CAUSES = 5;
 
 const stop = new AbortController();
 
@@ -102,13 +107,20 @@ function toMessage(result: unknown): FromTask {
 function describe(thrown: unknown): TaskError {
   const error = (typeof thrown === 'object' && thrown !== null ? thrown : {}) as Record<string, unknown>;
   const { code, message, expose, retryable } = error;
-  const passing = retryable === true || (retryable === undefined && typeof code === 'string' && TRANSIENT.has(code));
   const exposed = expose === true && typeof message === 'string';
   return {
     code: exposed && typeof code === 'string' && /^[A-Z][A-Z0-9_]{0,63}$/.test(code) ? code : 'GENERATION_ERROR',
     message: exposed ? message.slice(0, 1000) : 'Unable to generate scenario from the provided prompt',
-    retryable: passing,
+    retryable: retryable === undefined ? mayPass(error) : retryable === true,
   };
+}
+
+/** `fetch`, and whatever tries several addresses, put the error of the network inside one of their own. */
+function mayPass(error: unknown, depth = 0): boolean {
+  if (typeof error !== 'object' || error === null || depth > MAX_CAUSES) return false;
+  const { code, cause, errors } = error as Record<string, unknown>;
+  if (typeof code === 'string' && TRANSIENT.has(code)) return true;
+  return [cause, ...(Array.isArray(errors) ? errors : [])].some((inner) => mayPass(inner, depth + 1));
 }
 
 function failure(code: string, message: string): TaskError {
