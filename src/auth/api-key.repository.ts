@@ -16,6 +16,7 @@ export type ListedKey = {
   createdAt: Date;
   expiresAt: Date | null;
   revokedAt: Date | null;
+  rotatedAt: Date | null;
   workspace: { slug: string; active: boolean };
 };
 
@@ -51,7 +52,7 @@ export class ApiKeyRepository {
       create: { id: newId(), slug: workspaceSlug },
       update: {},
     });
-    return this.insert(workspace.id, name, expiresAt);
+    return insertKey(this.database, workspace.id, name, expiresAt);
   }
 
   async list(workspaceSlug?: string): Promise<ListedKey[]> {
@@ -63,6 +64,7 @@ export class ApiKeyRepository {
         createdAt: true,
         expiresAt: true,
         revokedAt: true,
+        rotatedAt: true,
         workspace: { select: { slug: true, active: true } },
       },
       orderBy: [{ workspace: { slug: 'asc' } }, { createdAt: 'asc' }],
@@ -80,27 +82,33 @@ export class ApiKeyRepository {
 
   /**
    * Makes a key with the name, the workspace and the expiry of another, which ends at `oldEndsAt`. Nothing when
-   * there is no such key that still works.
+   * there is no such key that still works, or another has taken its place before.
    */
   async rotate(id: string, oldEndsAt: Date): Promise<{ id: string; key: string } | undefined> {
     const now = new Date();
-    const old = await this.database.apiKey.findFirst({
-      where: { id, revokedAt: null, OR: [{ expiresAt: null }, { expiresAt: { gt: now } }] },
+    const ends = oldEndsAt <= now ? { revokedAt: now } : { expiresAt: oldEndsAt };
+    return this.database.$transaction(async (transaction) => {
+      const old = await transaction.apiKey.findFirst({ where: { id } });
+      if (!old) return undefined;
+      const endsSooner = old.expiresAt !== null && old.expiresAt <= oldEndsAt;
+      const { count } = await transaction.apiKey.updateMany({
+        where: { id, rotatedAt: null, revokedAt: null, OR: [{ expiresAt: null }, { expiresAt: { gt: now } }] },
+        data: { rotatedAt: now, ...(!endsSooner && ends) },
+      });
+      return count > 0 ? insertKey(transaction, old.workspaceId, old.name, old.expiresAt) : undefined;
     });
-    if (!old) return undefined;
-    const created = await this.insert(old.workspaceId, old.name, old.expiresAt);
-    if (oldEndsAt <= now) await this.revoke(id);
-    else if (!old.expiresAt || old.expiresAt > oldEndsAt) {
-      await this.database.apiKey.update({ where: { id }, data: { expiresAt: oldEndsAt } });
-    }
-    return created;
   }
+}
 
-  private async insert(workspaceId: string, name: string, expiresAt: Date | null) {
-    const key = newApiKey();
-    const { id } = await this.database.apiKey.create({
-      data: { id: newId(), workspaceId, name, expiresAt, hash: hashApiKey(key) },
-    });
-    return { id, key };
-  }
+async function insertKey(
+  database: Pick<Database, 'apiKey'>,
+  workspaceId: string,
+  name: string,
+  expiresAt: Date | null,
+): Promise<{ id: string; key: string }> {
+  const key = newApiKey();
+  const { id } = await database.apiKey.create({
+    data: { id: newId(), workspaceId, name, expiresAt, hash: hashApiKey(key) },
+  });
+  return { id, key };
 }

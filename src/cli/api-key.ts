@@ -1,6 +1,6 @@
 import { parseArgs } from 'node:util';
 import { ApiKeyRepository } from '../auth/api-key.repository';
-import { InvalidSettings, parseSettings } from '../config/settings';
+import { SETTINGS } from '../config/settings';
 import { Database } from '../infrastructure/database';
 import { isDatabaseUnavailable } from '../infrastructure/database-errors';
 import { createLogger } from '../infrastructure/logger';
@@ -64,6 +64,7 @@ const COMMANDS: Record<string, Command> = {
           ['created', key.createdAt],
           ['expires', key.expiresAt],
           ['revoked', key.revokedAt],
+          ['rotated', key.rotatedAt],
         ] as const;
         const shown = times.flatMap(([what, time]) => (time ? [`${what} ${time.toISOString()}`] : []));
         print([key.id, key.workspace.slug, key.name, stateOf(key), ...shown].join('\t'));
@@ -83,7 +84,7 @@ const COMMANDS: Record<string, Command> = {
     takesId: true,
     async run(keys, { overlap }, id) {
       const created = await keys.rotate(id, overlap === undefined ? new Date() : after(overlap, '--overlap'));
-      if (!created) throw new Failed(`There is no key ${id}, or it is revoked or expired`);
+      if (!created) throw new Failed(`There is no key ${id}, or it is revoked, expired or rotated already`);
       note(`Key ${created.id} takes the place of ${id}:`);
       print(created.key);
     },
@@ -113,7 +114,7 @@ async function main(args: string[]): Promise<number> {
       note(`${error.message}\n\n${HELP.trimEnd()}`);
       return 2;
     }
-    if (error instanceof Failed || error instanceof InvalidSettings) note(error.message);
+    if (error instanceof Failed) note(error.message);
     else if (isDatabaseUnavailable(error))
       note('Postgres cannot be reached, or refuses the log-in; DATABASE_URL names both');
     else note(`Failed: ${error instanceof Error ? error.message : String(error)}`);
@@ -135,9 +136,10 @@ function parse(args: string[]) {
 }
 
 async function withKeys(work: (keys: ApiKeyRepository) => Promise<void>): Promise<void> {
-  // Keys need no Redis; the settings as a whole do.
-  const settings = parseSettings({ REDIS_URL: 'redis://127.0.0.1', ...process.env, LOG_LEVEL: 'silent' });
-  const database = new Database(settings, createLogger('api-key', settings));
+  const url = SETTINGS.DATABASE_URL.safeParse(process.env.DATABASE_URL || undefined);
+  if (!url.success) throw new WrongUsage(`DATABASE_URL ${url.error.issues[0]?.message}`);
+  const logger = createLogger('api-key', { LOG_LEVEL: 'silent', LOG_FORMAT: 'json' });
+  const database = new Database({ DATABASE_URL: url.data, DATABASE_POOL_SIZE: 2 }, logger);
   try {
     await work(new ApiKeyRepository(database));
   } finally {
@@ -181,4 +183,9 @@ function stateOf({
 const print = (line: string) => void process.stdout.write(`${line}\n`);
 const note = (line: string) => void process.stderr.write(`${line}\n`);
 
+// Whoever read the list has seen enough.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') note(`Failed: ${error.message}`);
+  process.exit(error.code === 'EPIPE' ? 0 : 1);
+});
 void main(process.argv.slice(2)).then((code) => (process.exitCode = code));

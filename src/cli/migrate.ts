@@ -29,7 +29,8 @@ const BOOKS = `CREATE TABLE IF NOT EXISTS _prisma_migrations (
 const HELP = `Usage: npm run migrate
 
 Applies the migrations in prisma/migrations that the database does not have yet, each in a transaction of its
-own. Several at once wait for each other. The database must exist; DATABASE_URL names it.
+own. Several at once wait for each other. Those of a later version are left as they are. The database must exist;
+DATABASE_URL names it.
 
 Exit codes: 0 applied or nothing to do, 1 failed, 2 wrong usage.
 `;
@@ -88,6 +89,11 @@ function findPending(applied: Applied[]): Migration[] {
   for (const { migration_name: name, checksum, finished_at: finishedAt } of applied) {
     const file = migrations.find((migration) => migration.name === name);
     if (!finishedAt) throw new Error(`${name} was begun and not finished; see \`prisma migrate resolve\``);
+    if (!file && name > (migrations.at(-1)?.name ?? '')) {
+      // The same as Prisma does: a version must be able to run beside the next one, and to come back after it.
+      process.stderr.write(`${name} is of a later version\n`);
+      continue;
+    }
     if (!file) throw new Error(`${name} is applied but not among the files`);
     if (file.checksum !== checksum) throw new Error(`${name} was changed after it was applied`);
   }

@@ -39,7 +39,10 @@ function statementNames(): (query: { sql: string }) => string {
 /** Prisma over a pool of Postgres connections in which nothing waits without a limit. */
 @Injectable()
 export class Database extends PrismaClient implements OnApplicationShutdown {
-  constructor(@Inject(SETTINGS_TOKEN) settings: Settings, @Inject(LOGGER) logger: Logger) {
+  constructor(
+    @Inject(SETTINGS_TOKEN) settings: Pick<Settings, 'DATABASE_URL' | 'DATABASE_POOL_SIZE'>,
+    @Inject(LOGGER) logger: Logger,
+  ) {
     super({
       // Prisma would note for each statement where it was called, and read the source file of one that fails.
       errorFormat: 'minimal',

@@ -1,5 +1,8 @@
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
+import { DIST } from '../support/service-process';
 import { TestSystem } from '../support/test-system';
 
 let system: TestSystem;
@@ -8,15 +11,13 @@ beforeAll(async () => {
 });
 afterAll(() => system.stop());
 
-function run(program: 'api-key' | 'migrate', args: string[], environment: Record<string, string> = {}) {
-  const { status, stdout, stderr } = spawnSync(
-    process.execPath,
-    [join(__dirname, '../../dist/cli', `${program}.js`), ...args],
-    {
-      env: { PATH: process.env.PATH, DATABASE_URL: system.settings.DATABASE_URL, ...environment },
-      encoding: 'utf8',
-    },
-  );
+const program = (name: 'api-key' | 'migrate') => join(DIST, 'cli', `${name}.js`);
+
+function run(name: 'api-key' | 'migrate', args: string[], environment: Record<string, string> = {}) {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [program(name), ...args], {
+    env: { PATH: process.env.PATH, DATABASE_URL: system.settings.DATABASE_URL, ...environment },
+    encoding: 'utf8',
+  });
   return { status, out: stdout.trim(), err: stderr.trim() };
 }
 
@@ -67,6 +68,33 @@ describe('api-key', () => {
     expect([await works(second), await works(third)]).toEqual([false, true]);
   });
 
+  it('rotate takes the place of a key once, for its successor would end with the overlap', async () => {
+    const { out: key } = keys('create', '--workspace', 'acme', '--name', 'rotated-once');
+    const id = idOf('rotated-once');
+    expect(keys('rotate', id, '--overlap', '1h').status).toBe(0);
+    expect(keys('rotate', id, '--overlap', '1h')).toEqual({
+      status: 1,
+      out: '',
+      err: `There is no key ${id}, or it is revoked, expired or rotated already`,
+    });
+    expect(await works(key)).toBe(true);
+  });
+
+  it('needs no setting but DATABASE_URL', () => {
+    expect(run('api-key', ['list'], { REDIS_URL: 'nonsense', PORT: 'abc' }).status).toBe(0);
+  });
+
+  it('ends without a word when nobody reads on', async () => {
+    const child = spawn(process.execPath, [program('api-key'), 'list'], {
+      env: { PATH: process.env.PATH, DATABASE_URL: system.settings.DATABASE_URL },
+    });
+    child.stdout.destroy();
+    let err = '';
+    child.stderr.on('data', (chunk) => (err += String(chunk)));
+    const [code] = (await once(child, 'close')) as [number];
+    expect({ code, err }).toEqual({ code: 0, err: '' });
+  });
+
   it.each([
     [[], 'A command is required'],
     [['frobnicate'], 'Unknown command: frobnicate'],
@@ -106,28 +134,48 @@ describe('api-key', () => {
       err: 'Postgres cannot be reached, or refuses the log-in; DATABASE_URL names both',
     });
     expect(run('api-key', ['list'], { DATABASE_URL: '' })).toMatchObject({
-      status: 1,
+      status: 2,
       err: expect.stringContaining('DATABASE_URL is required'),
     });
   });
 });
 
 describe('migrate', () => {
+  const migrations = readdirSync(join(__dirname, '../../prisma/migrations'), { withFileTypes: true })
+    .filter((entry) => entry.isDirectory())
+    .map(({ name }) => name)
+    .sort();
+
   it('changes nothing when everything is applied', () => {
-    expect(run('migrate', [])).toMatchObject({ status: 0, out: '0 migration(s) applied, 1 were there before' });
+    const out = `0 migration(s) applied, ${migrations.length} were there before`;
+    expect(run('migrate', [])).toMatchObject({ status: 0, out });
   });
 
   it('keeps the books of Prisma', async () => {
-    const { rows } = await system.pool.query('SELECT * FROM _prisma_migrations');
-    expect(rows).toEqual([
-      expect.objectContaining({
-        migration_name: '20261123190000_initial',
-        checksum: expect.stringMatching(/^[0-9a-f]{64}$/),
-        finished_at: expect.any(Date),
-        rolled_back_at: null,
-        applied_steps_count: 1,
-      }),
-    ]);
+    const { rows } = await system.pool.query('SELECT * FROM _prisma_migrations ORDER BY migration_name');
+    const applied = {
+      checksum: expect.stringMatching(/^[0-9a-f]{64}$/),
+      finished_at: expect.any(Date),
+      rolled_back_at: null,
+      applied_steps_count: 1,
+    };
+    expect(rows).toEqual(migrations.map((name) => expect.objectContaining({ migration_name: name, ...applied })));
+  });
+
+  it('lets an earlier version come back, and refuses a database of something else', async () => {
+    const rename = (from: string, to: string) =>
+      system.pool.query('UPDATE _prisma_migrations SET migration_name = $2 WHERE migration_name = $1', [from, to]);
+    await system.pool.query(
+      `INSERT INTO _prisma_migrations (id, checksum, finished_at, migration_name, applied_steps_count)
+       VALUES ('later', repeat('0', 64), now(), '99990101000000_later', 1)`,
+    );
+    expect(run('migrate', [])).toMatchObject({ status: 0, err: '99990101000000_later is of a later version' });
+    await rename('99990101000000_later', '20000101000000_other');
+    expect(run('migrate', [])).toMatchObject({
+      status: 1,
+      err: 'Migration failed: 20000101000000_other is applied but not among the files',
+    });
+    await system.pool.query(`DELETE FROM _prisma_migrations WHERE id = 'later'`);
   });
 
   it('refuses a database whose migrations are not these', async () => {
