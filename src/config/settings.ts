@@ -8,7 +8,7 @@ const milliseconds = (initial: number, about: string, least = 1) =>
     .string()
     .regex(/^\d+$/, 'must be a whole number of milliseconds')
     .transform(Number)
-    .pipe(z.number().int().min(least, `must be at least ${least}`).max(LONGEST_MS, `must be at most ${LONGEST_MS}`))
+    .pipe(z.number().min(least, `must be at least ${least}`).max(LONGEST_MS, `must be at most ${LONGEST_MS}`))
     .default(initial)
     .describe(about);
 
@@ -17,22 +17,31 @@ const count = (initial: number, most: number, about: string, least = 1) =>
     .string()
     .regex(/^\d+$/, 'must be a whole number')
     .transform(Number)
-    .pipe(z.number().int().min(least, `must be at least ${least}`).max(most, `must be at most ${most}`))
+    .pipe(z.number().min(least, `must be at least ${least}`).max(most, `must be at most ${most}`))
     .default(initial)
     .describe(about);
 
 const url = (schemes: RegExp, names: string) =>
-  z.string({ error: 'is required' }).refine((value) => URL.canParse(value) && schemes.test(new URL(value).protocol), {
-    message: `must be a ${names} URL`,
-    abort: true,
-  });
+  z
+    .string({ error: 'is required' })
+    .refine((value) => schemes.test(value) && URL.canParse(value), { message: `must be a ${names} URL`, abort: true })
+    .refine(isDecodable, { message: 'must have %25 where a name or password has %', abort: true });
+
+function isDecodable(value: string): boolean {
+  try {
+    decodeURIComponent(value);
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 const oneOf = <const Options extends readonly [string, ...string[]]>(options: Options) =>
   z.enum(options, { error: `must be one of ${options.join(', ')}` });
 
 /** Every environment variable that the service reads: its type, its default and what it is for. */
 export const SETTINGS = {
-  DATABASE_URL: url(/^postgres(ql)?:$/, 'postgres://')
+  DATABASE_URL: url(/^postgres(ql)?:\/\//, 'postgres://')
     // Prisma's own tools would heed it, and nothing else.
     .refine((value) => ['public', null].includes(new URL(value).searchParams.get('schema')), {
       message: 'must name no schema but public',
@@ -42,7 +51,13 @@ export const SETTINGS = {
   REDIS_URL: z
     .string({ error: 'is required' })
     .transform((list) => list.split(',').map((one) => one.trim()))
-    .pipe(z.array(url(/^rediss?:$/, 'redis:// or rediss://')))
+    .pipe(
+      z.array(
+        url(/^rediss?:\/\/[^/]/, 'redis:// or rediss://').refine((value) => /^\/?\d*$/.test(new URL(value).pathname), {
+          message: 'must name its database by a number',
+        }),
+      ),
+    )
     .describe('Redis, for the queue and the doorbell. Several, separated by commas, with sentinels or a cluster.'),
   REDIS_MODE: oneOf(['single', 'sentinel', 'cluster'])
     .default('single')
@@ -105,16 +120,19 @@ export const SETTINGS = {
 
 export type Settings = { readonly [Name in keyof typeof SETTINGS]: z.output<(typeof SETTINGS)[Name]> };
 
-/** Rules over several variables: each says what is wrong, or nothing. */
-const RULES: ((settings: Partial<Settings>) => string | false | 0 | undefined)[] = [
+/** Says what is wrong, or nothing. */
+type Rule = (settings: Partial<Settings>) => string | false | 0 | undefined;
+
+/** Rules over several variables. */
+const RULES: Rule[] = [
   ({ BLIND_MS: blind, CANCEL_POLL_MS: poll }) =>
     blind && poll && blind < 2 * poll && 'BLIND_MS must be at least twice CANCEL_POLL_MS',
   ({ REDIS_MODE: mode, REDIS_URL: urls }) =>
     mode === 'single' && urls && urls.length > 1 && 'REDIS_URL must be one URL, or REDIS_MODE sentinel or cluster',
   ({ REDIS_MODE: mode, QUEUE_PREFIX: prefix }) =>
     mode === 'cluster' && !/\{.+\}/.test(prefix ?? '{}') && 'QUEUE_PREFIX must have a part in braces on a cluster',
-  ({ WORKER_LOST_MS: lost, CANCEL_POLL_MS: poll }) =>
-    lost && poll && lost < 3 * poll && 'WORKER_LOST_MS must be at least three times CANCEL_POLL_MS',
+  ({ WORKER_LOST_MS: lost, BLIND_MS: blind }) =>
+    lost && blind && lost <= blind && 'WORKER_LOST_MS must be longer than BLIND_MS',
   ({ STOP_ACK_MS: ack = 0, STOP_GRACE_MS: grace = 0, STOP_KILL_MS: kill = 0 }) =>
     ack + grace + kill > LONGEST_MS && `STOP_ACK_MS + STOP_GRACE_MS + STOP_KILL_MS must be at most ${LONGEST_MS}`,
 ];
@@ -127,7 +145,7 @@ export class InvalidSettings extends Error {
 }
 
 /** Reads the settings out of an environment; a variable that is set to nothing counts as not set. */
-export function parseSettings(environment: NodeJS.ProcessEnv): Settings {
+export function parseSettings(environment: NodeJS.ProcessEnv, rules: Rule[] = []): Settings {
   const faults: string[] = [];
   const settings: Record<string, unknown> = {};
   for (const [name, schema] of Object.entries(SETTINGS)) {
@@ -135,7 +153,7 @@ export function parseSettings(environment: NodeJS.ProcessEnv): Settings {
     if (parsed.success) settings[name] = parsed.data;
     else faults.push(...parsed.error.issues.map((issue) => `${name} ${issue.message}`));
   }
-  for (const rule of RULES) {
+  for (const rule of [...RULES, ...rules]) {
     const fault = rule(settings);
     if (fault) faults.push(fault);
   }
@@ -143,10 +161,13 @@ export function parseSettings(environment: NodeJS.ProcessEnv): Settings {
   return settings as Settings;
 }
 
-/** Reads this process's environment, once, at start. Ends the process with one message when it is faulty. */
-export function readSettings(): Settings {
+/**
+ * Reads this process's environment, once, at start; `rules` are those that only this process needs. Ends the process
+ * with one message when it is faulty.
+ */
+export function readSettings(...rules: Rule[]): Settings {
   try {
-    return parseSettings(process.env);
+    return parseSettings(process.env, rules);
   } catch (error) {
     if (!(error instanceof InvalidSettings)) throw error;
     process.stderr.write(`${error.message}\n`);

@@ -4,7 +4,14 @@ import { join } from 'node:path';
 import { eventually } from '../support/eventually';
 import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
 
-const SOON = { ...IMPATIENT, LOCK_MS: '1000', WORKER_LOST_MS: '1000', CANCEL_POLL_MS: '200', WATCHDOG_MS: '1000' };
+const SOON = {
+  ...IMPATIENT,
+  LOCK_MS: '1000',
+  BLIND_MS: '900',
+  WORKER_LOST_MS: '1000',
+  CANCEL_POLL_MS: '200',
+  WATCHDOG_MS: '1000',
+};
 
 describe('when a worker is lost', () => {
   let system: TestSystem;

@@ -40,7 +40,7 @@ describe('what the queue forgets, the rows know', () => {
     await system.stop();
     system = await TestSystem.start({
       redisUrl: redis.url,
-      settings: { WORKER_LOST_MS: '1000', CANCEL_POLL_MS: '200', LOCK_MS: '60000' },
+      settings: { BLIND_MS: '900', WORKER_LOST_MS: '1000', CANCEL_POLL_MS: '200', LOCK_MS: '60000' },
     });
     const { job } = await system.createRunning('slow 1000');
     system.workers[0]!.signal('SIGKILL');
