@@ -35,7 +35,13 @@ export function connectPatiently(
   purpose: string,
   { silenceMs = SILENCE_MS, sharded = false } = {},
 ): RedisConnection {
-  const options = { maxRetriesPerRequest: null, connectTimeout: 2000, socketTimeout: silenceMs };
+  const options = {
+    maxRetriesPerRequest: null,
+    connectTimeout: 2000,
+    socketTimeout: silenceMs,
+    // Who subscribes does so whenever the connection is ready; nobody would hear that ioredis was refused.
+    autoResubscribe: false,
+  };
   return logged(connect(settings, options, sharded), logger, purpose);
 }
 

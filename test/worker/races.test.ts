@@ -13,6 +13,7 @@ import { eventually } from '../support/eventually';
 import { TestSystem } from '../support/test-system';
 
 const ROUNDS = 40;
+const LOST_MS = 60_000;
 const SCENARIO = { name: 'Race', slug: 'race', content: {} };
 
 let system: TestSystem;
@@ -39,9 +40,10 @@ describe('whoever writes first wins, and the other learns of it', () => {
   };
   const newRun = async (): Promise<Run> => {
     const run = { jobId: await newJob(), runId: randomUUID() };
-    if (!(await jobs.claim(run, 'worker-1'))) throw new Error('not claimed');
+    if (!isClaimed(await jobs.claim(run, 'worker-1', LOST_MS))) throw new Error('not claimed');
     return run;
   };
+  const isClaimed = (claim: Awaited<ReturnType<JobRepository['claim']>>) => typeof claim === 'object';
   const cancel = (jobId: string) => jobs.cancel({ keyHash: hashApiKey(system.key), jobId, idempotencyKey: null });
   const status = async (jobId: string) => (await system.row(jobId)).status;
 
@@ -58,11 +60,11 @@ describe('whoever writes first wins, and the other learns of it', () => {
       const [cancelled, claimed] = await together(
         round,
         () => cancel(run.jobId),
-        () => jobs.claim(run, 'worker-1'),
+        () => jobs.claim(run, 'worker-1', LOST_MS),
       );
       expect(cancelled).toBeDefined();
       // A claim that came first is a run that the cancel knows of and can stop.
-      expect(cancelled!.run?.id ?? null).toBe(claimed ? run.runId : null);
+      expect(cancelled!.run?.id ?? null).toBe(isClaimed(claimed) ? run.runId : null);
       expect(await status(run.jobId)).toBe('cancelled');
       expect(await jobs.complete(run, SCENARIO)).toBe(false);
     }
@@ -137,13 +139,23 @@ describe('whoever writes first wins, and the other learns of it', () => {
   });
 
   it('one run against another that has taken over', async () => {
-    const first = await newRun();
+    const first = { jobId: await newJob(), runId: randomUUID() };
+    await jobs.claim(first, 'a worker that is dead', LOST_MS);
     const second = { jobId: first.jobId, runId: randomUUID() };
-    expect(await jobs.claim(second, 'worker-2')).toMatchObject({ attempt: 2 });
+    expect(await jobs.claim(second, 'worker-1', LOST_MS)).toMatchObject({ attempt: 2 });
     expect(await jobs.complete(first, SCENARIO)).toBe(false);
     expect(await jobs.fail(first, { code: 'X', message: 'x' })).toBe(false);
     expect(await jobs.requeue(first, { interrupted: false })).toBe(false);
     expect(await jobs.complete(second, SCENARIO)).toBe(true);
+  });
+
+  it('a run takes over from nobody who lives, and begins nothing that has ended', async () => {
+    const first = await newRun();
+    const second = { jobId: first.jobId, runId: randomUUID() };
+    expect(await jobs.claim(second, 'worker-1', LOST_MS)).toBe('taken');
+    expect(await jobs.complete(first, { ...SCENARIO, slug: 'undisturbed' })).toBe(true);
+    expect(await jobs.claim(second, 'worker-1', LOST_MS)).toBe('finished');
+    expect(await system.row(first.jobId)).toMatchObject({ status: 'completed', attempt: 1 });
   });
 
   it('two completions that choose the same slug at once', async () => {

@@ -33,6 +33,8 @@ export class JobQueue implements OnApplicationShutdown {
     this.queue = new Queue(QUEUE_NAME, {
       connection: this.redis,
       prefix: settings.QUEUE_PREFIX,
+      // It asks once, at the start; and without an answer then, it never adds a job again.
+      skipVersionCheck: true,
       // The entry of a finished job says nothing that the row does not.
       defaultJobOptions: { removeOnComplete: true, removeOnFail: true, priority: PRIORITY },
     });

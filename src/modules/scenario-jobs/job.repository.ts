@@ -93,6 +93,10 @@ const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 
 const OWED_RUN = Prisma.sql`j.id AS "jobId", j.run_id::text AS "runId", j.status::text AS status,
   EXTRACT(EPOCH FROM clock_timestamp() - j.completed_at)::float8 AS "cancelledSeconds"`;
 
+/** The worker of a job `j` has not been heard of for so long, or has said that it ends. */
+const isLost = (lostMs: number) => Prisma.sql`NOT EXISTS (
+  SELECT FROM workers w WHERE w.id = j.worker_id AND w.seen_at > now() - ${lostMs}::int * interval '1 ms')`;
+
 /** How often a scenario's slug may be taken away under our hands before `complete` gives up. */
 const SLUG_TRIES = 5;
 
@@ -214,18 +218,22 @@ export class JobRepository {
   }
 
   /**
-   * Takes the job for a run. queued: it becomes processing. processing: its worker is dead or has lost it, and
-   * this run takes over; the earlier one can record nothing from now on. Finished or missing: nothing.
+   * Takes the job for a run. queued: it becomes processing. processing, and its worker has not been heard of for
+   * `lostMs`: this run takes over; the earlier one can record nothing from now on. Otherwise nothing happens: the job is
+   * `taken` by a worker that lives, whatever the queue thinks of it, or `finished`, or missing.
    */
-  async claim({ jobId, runId }: Run, workerId: string): Promise<ClaimedJob | undefined> {
+  async claim({ jobId, runId }: Run, workerId: string, lostMs: number): Promise<ClaimedJob | 'taken' | 'finished'> {
     const rows = await this.database.$queryRaw<ClaimedJob[]>`
-      UPDATE scenario_jobs
+      UPDATE scenario_jobs j
       SET status = 'processing', run_id = ${runId}::uuid, worker_id = ${workerId}, attempt = attempt + 1,
           started_at = COALESCE(started_at, now())
-      WHERE id = ${jobId} AND status IN ('queued', 'processing')
+      WHERE j.id = ${jobId} AND (j.status = 'queued' OR (j.status = 'processing' AND ${isLost(lostMs)}))
       RETURNING id, attempt, user_email AS "userEmail", prompt, context, scenario_slug AS "scenarioSlug",
                 request_id AS "requestId"`;
-    return rows[0];
+    if (rows[0]) return rows[0];
+    // It may have been requeued since: then it can be claimed at the next try.
+    const open = await this.database.job.count({ where: { id: jobId, status: { in: ['queued', 'processing'] } } });
+    return open > 0 ? 'taken' : 'finished';
   }
 
   /**
@@ -281,6 +289,22 @@ export class JobRepository {
     return rows.length > 0;
   }
 
+  /** Gives lost runs back to the queue, but for rows that somebody has locked. Returns the jobs that are queued now. */
+  async requeueLost(runs: Run[]): Promise<Set<string>> {
+    const rows = await this.database.$queryRaw<{ id: string }[]>`
+      WITH lost AS MATERIALIZED (
+        SELECT j.id
+        FROM unnest(${runs.map(({ jobId }) => jobId)}::text[], ${runs.map(({ runId }) => runId)}::uuid[]) AS r (job_id, run_id)
+        JOIN scenario_jobs j ON j.id = r.job_id AND j.run_id = r.run_id
+        WHERE j.status = 'processing'
+        FOR UPDATE OF j SKIP LOCKED
+      )
+      UPDATE scenario_jobs j SET status = 'queued', run_id = NULL, worker_id = NULL
+      FROM lost WHERE j.id = lost.id AND j.status = 'processing'
+      RETURNING j.id`;
+    return new Set(rows.map(({ id }) => id));
+  }
+
   /**
    * Records that the process of a cancelled run is gone, and how it ended. Returns the seconds since the
    * cancel, or nothing when this was recorded before or the run was not cancelled.
@@ -293,13 +317,25 @@ export class JobRepository {
     return rows[0]?.seconds;
   }
 
-  /** Confirms `worker_lost` for every cancelled run whose worker has not been heard of for `lostMs`. */
+  /** What the run's job ended as, if it ended with this run. */
+  async findEnd({ jobId, runId }: Run): Promise<{ status: JobStatus; errorCode: string | null } | null> {
+    return this.database.job.findFirst({
+      where: { id: jobId, runId, status: { in: ['completed', 'failed', 'cancelled'] } },
+      select: { status: true, errorCode: true },
+    });
+  }
+
+  /** Confirms `worker_lost` for every cancelled run whose worker is lost, but for rows that somebody has locked. */
   async confirmLost(lostMs: number): Promise<Run[]> {
     return this.database.$queryRaw<Run[]>`
+      WITH lost AS MATERIALIZED (
+        SELECT j.id FROM scenario_jobs j
+        WHERE ${OWED} AND j.status = 'cancelled' AND j.completed_at < now() - ${lostMs}::int * interval '1 ms'
+          AND ${isLost(lostMs)}
+        FOR UPDATE SKIP LOCKED
+      )
       UPDATE scenario_jobs j SET stopped_at = clock_timestamp(), stopped_how = 'worker_lost'
-      WHERE ${OWED} AND j.status = 'cancelled' AND j.completed_at < now() - ${lostMs}::int * interval '1 ms'
-        AND NOT EXISTS (
-          SELECT FROM workers w WHERE w.id = j.worker_id AND w.seen_at > now() - ${lostMs}::int * interval '1 ms')
+      FROM lost WHERE j.id = lost.id AND j.stopped_at IS NULL
       RETURNING j.id AS "jobId", j.run_id::text AS "runId"`;
   }
 
@@ -342,8 +378,7 @@ export class JobRepository {
        ORDER BY j.id LIMIT ${limit}::int)
       UNION ALL
       (SELECT j.id AS "jobId", j.run_id::text AS "runId" FROM scenario_jobs j
-       WHERE j.status = 'processing' AND j.id > ${after} AND NOT EXISTS (
-          SELECT FROM workers w WHERE w.id = j.worker_id AND w.seen_at > now() - ${lostMs}::int * interval '1 ms')
+       WHERE j.status = 'processing' AND j.id > ${after} AND ${isLost(lostMs)}
        ORDER BY j.id LIMIT ${limit}::int)
       ORDER BY "jobId" LIMIT ${limit}::int`;
   }

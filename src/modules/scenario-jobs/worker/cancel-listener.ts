@@ -44,7 +44,7 @@ export class CancelListener {
       sharded: true,
     });
     this.subscription = subscription;
-    // ioredis subscribes again by itself, but does not say when that is done: once more, then, and it is.
+    // Again with each new connection.
     subscription.on('ready', () => {
       listenAt(subscription, cancelChannel(this.settings, this.workerId)).then(
         () => this.ask('resubscribe'),

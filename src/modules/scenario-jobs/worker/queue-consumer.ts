@@ -7,8 +7,8 @@ import { within } from '../../../infrastructure/within';
 import { QUEUE_NAME } from '../job-queue';
 import { type Outcome, RunJob } from './run-job';
 
-/** The wait before a job is tried again that Postgres could not be asked about. */
-const UNAVAILABLE_DELAY_MS = 2000;
+/** The wait before a job is tried again that could not be begun: another run has it, or Postgres could not be asked. */
+const NOT_BEGUN_DELAY_MS = 2000;
 const CONNECTION_RETRY_MS = 1000;
 const CLOSE_LIMIT_MS = 3000;
 
@@ -71,7 +71,7 @@ export class QueueConsumer {
       });
     } catch (error) {
       this.logger.error({ err: error, jobId }, 'run could not be carried through, will try again');
-      outcome = { kind: 'retry', delayMs: UNAVAILABLE_DELAY_MS };
+      outcome = { kind: 'retry', delayMs: NOT_BEGUN_DELAY_MS };
     }
     switch (outcome.kind) {
       case 'refused':
@@ -80,6 +80,8 @@ export class QueueConsumer {
       case 'cancelled':
       case 'superseded':
         return; // BullMQ drops the entry.
+      case 'taken': // BullMQ took its worker for dead. Whether it is, its row says.
+        return this.deliverAgain(job, token, NOT_BEGUN_DELAY_MS);
       case 'retry':
         return this.deliverAgain(job, token, outcome.delayMs);
       case 'interrupted':

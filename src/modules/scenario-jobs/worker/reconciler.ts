@@ -67,9 +67,12 @@ export class Reconciler {
     for (let after = ''; !this.stopped;) {
       const page = await this.jobs.findDependingOnQueue(after, PAGE, SETTLED_MS, this.settings.WORKER_LOST_MS);
       const missing = new Set(await this.queue.missing(page.map(({ jobId }) => jobId)));
-      for (const { jobId, runId } of page.filter((job) => missing.has(job.jobId))) {
+      const unknown = page.filter(({ jobId }) => missing.has(jobId));
+      const lost = unknown.flatMap(({ jobId, runId }) => (runId ? [{ jobId, runId }] : []));
+      const requeued = lost.length > 0 ? await this.jobs.requeueLost(lost) : new Set();
+      for (const { jobId, runId } of unknown) {
         if (this.stopped) return;
-        if (runId && !(await this.jobs.requeue({ jobId, runId }, { interrupted: false }))) continue;
+        if (runId && !requeued.has(jobId)) continue;
         await this.queue.add(jobId);
         this.repaired(runId ? 'requeued' : 'added', jobId, runId);
       }

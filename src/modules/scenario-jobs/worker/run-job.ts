@@ -17,6 +17,8 @@ import { WORKER_ID } from './worker-id';
 export type Outcome =
   /** Nothing ran: the job is finished, or was cancelled before it began, or never was. */
   | { kind: 'refused' }
+  /** Nothing ran: another run has it, whose worker lives. */
+  | { kind: 'taken' }
   | { kind: 'completed' }
   | { kind: 'failed'; code: string }
   /** The job was cancelled, and the process is gone. */
@@ -66,12 +68,12 @@ export class RunJob {
 
   private async claimAndRun(run: ActiveRun, onProgress: (progress: unknown) => void): Promise<Outcome> {
     const logger = this.logger.child({ jobId: run.jobId, runId: run.runId });
-    const job = await this.jobs.claim(run, this.workerId);
-    run.claimed = true;
-    if (!job) {
-      logger.debug('run refused: the job is finished or gone');
-      return { kind: 'refused' };
+    const job = await this.jobs.claim(run, this.workerId, this.settings.WORKER_LOST_MS);
+    if (job === 'taken' || job === 'finished') {
+      logger.debug(`run refused: the job is ${job === 'taken' ? 'run by a worker that lives' : 'finished or gone'}`);
+      return { kind: job === 'taken' ? 'taken' : 'refused' };
     }
+    run.claimed = true;
     if (job.attempt > this.settings.MAX_ATTEMPTS) {
       const lost = { code: 'WORKER_LOST', message: 'The job was given up after its workers were lost' };
       return this.record(run, logger, NOT_BEGUN, () => this.fail(run, lost));
@@ -194,9 +196,15 @@ export class RunJob {
 
   private async explain(run: ActiveRun, how: StopKind): Promise<Outcome> {
     const seconds = await this.jobs.confirmStopped(run, how);
-    if (seconds === undefined) return { kind: 'superseded' };
-    this.metrics.stopSeconds.observe({ how }, seconds);
-    return { kind: 'cancelled', how };
+    if (seconds !== undefined) {
+      this.metrics.stopSeconds.observe({ how }, seconds);
+      return { kind: 'cancelled', how };
+    }
+    // Or this run has recorded its end before, and the answer was lost.
+    const recorded = await this.jobs.findEnd(run);
+    if (recorded?.status === 'completed') return { kind: 'completed' };
+    if (recorded?.status === 'failed') return { kind: 'failed', code: recorded.errorCode ?? '' };
+    return recorded ? { kind: 'cancelled', how } : { kind: 'superseded' };
   }
 
   private async whenPostgresAnswers<T>(work: () => Promise<T>): Promise<T> {

@@ -15,6 +15,7 @@ export class Watchdog {
   private child: ChildProcess | undefined;
   private heartbeat: NodeJS.Timeout | undefined;
   private relaunch: NodeJS.Timeout | undefined;
+  private launchedAt = 0;
   private readonly trees = new Map<string, ProcessTree>();
   private readonly killed = new Set<string>();
 
@@ -52,6 +53,7 @@ export class Watchdog {
   }
 
   private launch(): void {
+    this.launchedAt = performance.now();
     try {
       this.adopt(this.fork());
     } catch (error) {
@@ -62,7 +64,8 @@ export class Watchdog {
   private launchAgain(why: object): void {
     this.logger.error(why, 'watchdog ended, starting another');
     this.child = undefined;
-    this.relaunch = setTimeout(() => this.launch(), HEARTBEAT_MS);
+    // At once, for until then nobody watches; but one that ends as soon as it has begun is not begun without end.
+    this.relaunch = setTimeout(() => this.launch(), Math.max(0, this.launchedAt + HEARTBEAT_MS - performance.now()));
   }
 
   private fork(): ChildProcess {
