@@ -5,13 +5,23 @@
  * Its worker sends `start` and perhaps `stop`; it sends `acknowledged` when its event loop comes round to the
  * stop, `progress`, and at the end `returned` or `threw`.
  */
+import { Socket } from 'node:net';
 import { pathToFileURL } from 'node:url';
-import { type FromTask, type TaskError, type ToTask } from './modules/scenario-jobs/worker/task-messages';
+import { readLines } from './modules/scenario-jobs/worker/lines';
+import {
+  CHANNEL,
+  type FromTask,
+  isErrorCode,
+  MAX_PROGRESS,
+  MAX_RESULT,
+  shorten,
+  type TaskError,
+  toLine,
+  type ToTask,
+} from './modules/scenario-jobs/worker/task-messages';
 
 /** Progress is a hint for people: more often than this nobody can read it. */
 const PROGRESS_EVERY_MS = 200;
-/** A result is the description of a scenario, not a file. */
-const MAX_RESULT_BYTES = 1024 * 1024;
 /** Codes of errors of the network, which may pass; the last ones are those of Node's fetch. */
 const TRANSIENT = new Set([
   'ECONNRESET',
@@ -29,8 +39,10 @@ const TRANSIENT = new Set([
 const MAX_CAUSES = 5;
 
 const stop = new AbortController();
+const worker = new Socket({ fd: CHANNEL });
 
-process.on('message', (message: ToTask) => {
+readLines(worker, Infinity, (line) => {
+  const message = JSON.parse(line) as ToTask;
   if (message.kind === 'start') void run(message);
   else {
     send({ kind: 'acknowledged' });
@@ -39,7 +51,7 @@ process.on('message', (message: ToTask) => {
 });
 // The worker is gone, and with it whoever could use a result. A loop that never yields does not get here: the
 // watchdog ends it.
-process.on('disconnect', () => process.exit(1));
+worker.on('close', () => process.exit(1));
 
 async function run({ module, input }: Extract<ToTask, { kind: 'start' }>): Promise<void> {
   finish(await attempt(module, input));
@@ -94,7 +106,7 @@ function toMessage(result: unknown): FromTask {
       error: failure('RESULT_NOT_SERIALISABLE', 'The result of the task cannot be written as JSON'),
     };
   }
-  if (json !== undefined && Buffer.byteLength(json) > MAX_RESULT_BYTES) {
+  if (json !== undefined && Buffer.byteLength(json) > MAX_RESULT) {
     return { kind: 'threw', error: failure('RESULT_TOO_LARGE', 'The result of the task is larger than 1 MiB') };
   }
   return { kind: 'returned', result: json };
@@ -109,8 +121,8 @@ function describe(thrown: unknown): TaskError {
   const { code, message, expose, retryable } = error;
   const exposed = expose === true && typeof message === 'string';
   return {
-    code: exposed && typeof code === 'string' && /^[A-Z][A-Z0-9_]{0,63}$/.test(code) ? code : 'GENERATION_ERROR',
-    message: exposed ? message.slice(0, 1000) : 'Unable to generate scenario from the provided prompt',
+    code: exposed && isErrorCode(code) ? code : 'GENERATION_ERROR',
+    message: exposed ? shorten(message) : 'Unable to generate scenario from the provided prompt',
     retryable: retryable === undefined ? mayPass(error) : retryable === true,
   };
 }
@@ -120,7 +132,7 @@ function mayPass(error: unknown, depth = 0): boolean {
   if (typeof error !== 'object' || error === null || depth > MAX_CAUSES) return false;
   const { code, cause, errors } = error as Record<string, unknown>;
   if (typeof code === 'string' && TRANSIENT.has(code)) return true;
-  return [cause, ...(Array.isArray(errors) ? errors : [])].some((inner) => mayPass(inner, depth + 1));
+  return [cause, ...(Array.isArray(errors) ? (errors as unknown[]) : [])].some((inner) => mayPass(inner, depth + 1));
 }
 
 function failure(code: string, message: string): TaskError {
@@ -129,27 +141,37 @@ function failure(code: string, message: string): TaskError {
 
 /** Passes on the latest progress, at most so often; what comes in between is overtaken. */
 function progressReporter(): (value: unknown) => void {
-  let latest: unknown;
+  let latest = '';
   let timer: NodeJS.Timeout | undefined;
   let last = 0;
   const report = () => {
     timer = undefined;
     last = performance.now();
-    send({ kind: 'progress', progress: latest });
+    worker.write(latest);
   };
   return (value) => {
-    latest = value;
+    const line = progressLine(value);
+    if (line === undefined) return console.error(`progress dropped: it is no JSON of about ${MAX_PROGRESS} characters`);
+    latest = line;
     timer ??= setTimeout(report, Math.max(0, last + PROGRESS_EVERY_MS - performance.now())).unref();
   };
 }
 
-function send(message: FromTask): void {
-  // Without a worker there is nobody to tell; `disconnect` ends the process.
-  process.send?.(message, undefined, undefined, () => undefined);
+function progressLine(progress: unknown): string | undefined {
+  try {
+    const line = toLine({ kind: 'progress', progress });
+    return line.length <= MAX_PROGRESS ? line : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Without a worker there is nobody to tell; `close` ends the process. */
+function send(message: FromTask, sent?: () => void): void {
+  worker.write(toLine(message), sent);
 }
 
 /** Sends the last message and exits when it and all that was printed is out, whatever the task left running. */
 function finish(message: FromTask): void {
-  const exit = () => process.stdout.write('', () => process.stderr.write('', () => process.exit(0)));
-  process.send?.(message, undefined, undefined, exit);
+  send(message, () => process.stdout.write('', () => process.stderr.write('', () => process.exit(0))));
 }

@@ -159,7 +159,9 @@ describe('migrate', () => {
       rolled_back_at: null,
       applied_steps_count: 1,
     };
-    expect(rows).toEqual(migrations.map((name) => expect.objectContaining({ migration_name: name, ...applied })));
+    expect(rows).toEqual(
+      migrations.map((name): unknown => expect.objectContaining({ migration_name: name, ...applied })),
+    );
   });
 
   it('lets an earlier version come back, and refuses a database of something else', async () => {

@@ -191,6 +191,24 @@ describe('a worker that must stop its tasks, for it cannot ask Postgres', () => 
   });
 });
 
+describe('a result whose answer is lost', () => {
+  it('counts as what it was recorded as', async () => {
+    const { proxy, system } = await startBehindProxy('worker');
+    try {
+      const { job } = await system.createRunning('slow 300');
+      await proxy.cutWhenSent('Slow scenario', 'answered');
+      const worker = system.workers[0]!;
+      expect(await worker.untilLogged('run ended', job.id)).toMatchObject({ outcome: 'completed' });
+      const metrics = await (await fetch(`${worker.url}/metrics`)).text();
+      expect(metrics).toMatch(/^scenario_jobs_finished_total\{status="completed"\} 1$/m);
+      expect(metrics).toMatch(/^scenario_jobs_late_results_refused_total 0$/m);
+    } finally {
+      await system.stop();
+      await proxy.stop();
+    }
+  });
+});
+
 describe('Postgres itself', () => {
   let postgres: OwnPostgres;
   let system: TestSystem;

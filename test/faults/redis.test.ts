@@ -11,6 +11,8 @@ const UNDELIVERED = 'cancel could not be delivered, and will be noticed later';
 const isStopping = (system: TestSystem, jobId: string) =>
   system.workers[0]!.logged('stopping: the job was cancelled', jobId);
 
+const lockOf = (system: TestSystem, jobId: string) => `${system.settings.QUEUE_PREFIX}:scenario-jobs:${jobId}:lock`;
+
 describe('a password that Redis refuses', () => {
   let system: TestSystem;
   beforeAll(async () => {
@@ -67,6 +69,19 @@ describe('between the service and Redis', () => {
     const queued = await system.create('quick');
     proxy.clear();
     await system.untilStatus(queued.id, 'completed');
+  });
+
+  it('nothing passes for longer than a lock lasts: a run goes on, and nobody else begins another', async () => {
+    await start({ LOCK_MS: '1000' });
+    const { job } = await system.createRunning('slow 8000');
+    await proxy.refuse();
+    await eventually('its lock is lost', async () => (await system.redis.exists(lockOf(system, job.id))) === 0);
+    await proxy.accept();
+    await system.workers[0]!.untilLogged('run refused: the job is run by a worker that lives', job.id);
+    await system.untilStatus(job.id, 'completed');
+    expect(system.workers[0]!.logs.filter(({ msg }) => msg === 'run began')).toHaveLength(1);
+    expect((await system.row(job.id)).attempt).toBe(1);
+    await eventually('the queue has dropped it', async () => (await system.isQueued(job.id)) === 0);
   });
 
   it('connections are cut: made again at once, the doorbell as well', async () => {

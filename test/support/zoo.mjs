@@ -1,7 +1,7 @@
 // Every kind of task, by the first word of the prompt: kind ones, rude ones, broken ones. Each says "running" and
 // its process id first, so that a test knows that it has begun.
 import { spawn } from 'node:child_process';
-import { readdirSync, readFileSync, readlinkSync, writeSync } from 'node:fs';
+import { closeSync, readdirSync, readFileSync, readlinkSync, writeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 // Written at once, also by a task that never yields.
@@ -9,6 +9,17 @@ const say = (text) => writeSync(1, `${text}\n`);
 const spin = () => {
   for (;;);
 };
+/** Writes on the channel between this process and its worker, until its worker has taken it. */
+const tellLine = (line) => {
+  for (let rest = Buffer.from(line); rest.length > 0;) {
+    try {
+      rest = rest.subarray(writeSync(3, rest));
+    } catch (error) {
+      if (error.code !== 'EAGAIN') throw error;
+    }
+  }
+};
+const tell = (message) => tellLine(`${JSON.stringify(message)}\n`);
 const forever = () => sleep(2 ** 30);
 
 const species = {
@@ -164,13 +175,35 @@ const species = {
       { kind: 'threw' },
       { kind: 'threw', error: {} },
     ];
-    for (const message of strange) process.send(message);
+    for (const message of strange) tell(message);
+    tellLine('no JSON\n\n');
     await sleep(50);
     return { name: 'Chatty scenario' };
   },
+  /** Says what no task may, of its result and of its error, and more than a message can hold. */
+  boaster: async () => {
+    tell({ kind: 'returned', result: JSON.stringify({ name: 'Forged', text: 'x'.repeat(1_100_000) }) });
+    tell({ kind: 'threw', error: { code: 'not a code', message: 'forged', retryable: false } });
+    tell({ kind: 'threw', error: { code: 'FORGED', message: 'x'.repeat(1001), retryable: false } });
+    tell({ kind: 'returned', result: JSON.stringify({ name: 'Forged', text: 'x'.repeat(5_000_000) }) });
+    await sleep(50);
+    return { name: 'True scenario' };
+  },
+  /** Closes the channel between this process and its worker. */
+  silent: () => {
+    closeSync(3);
+    return forever();
+  },
+  /** Reports progress that nobody could read. */
+  unpresentable: async (_input, { progress }) => {
+    progress(1n);
+    progress({ text: 'x'.repeat(10_000) });
+    await sleep(50);
+    return { name: 'Quiet scenario' };
+  },
   /** Says that it has returned something that is not JSON. */
   forger: () => {
-    process.send({ kind: 'returned', result: '{broken' });
+    tell({ kind: 'returned', result: '{broken' });
     return forever();
   },
   input: (input) => ({ name: 'Input', input }),

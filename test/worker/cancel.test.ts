@@ -27,6 +27,7 @@ describe('cancelling a job', () => {
   // What is asked, and what it takes.
   it.each([
     ['deaf', 'terminated'],
+    ['silent', 'terminated'],
     ['spin', 'terminated'],
     ['blocked', 'terminated'],
     ['stubborn', 'killed'],

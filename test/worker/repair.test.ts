@@ -50,6 +50,38 @@ describe('what the queue forgets, the rows know', () => {
     expect((await system.row(job.id)).attempt).toBe(2);
   });
 
+  it('a row that somebody has locked keeps no other job from its repair', async () => {
+    const locks = await system.pool.connect();
+    const lost = await Promise.all([system.createRunning('cooperative'), system.createRunning('cooperative')]);
+    const rows = lost.map(({ job }) => job.id);
+    system.workers[0]!.signal('SIGSTOP');
+    expect((await system.cancel(rows[0]!)).status).toBe(200);
+    system.workers[0]!.signal('SIGKILL');
+    try {
+      await locks.query('BEGIN');
+      await locks.query('SELECT FROM scenario_jobs WHERE id = ANY ($1) FOR UPDATE', [rows]);
+      const waiting = await Promise.all([1, 2, 3, 4].map(() => system.create('quick')));
+      await system.redis.flushall();
+      await system.startWorker({ CANCEL_POLL_MS: '200', BLIND_MS: '900', WORKER_LOST_MS: '1000' });
+      for (const { id } of waiting) await system.untilStatus(id, 'completed');
+    } finally {
+      await locks.query('ROLLBACK');
+      locks.release();
+    }
+    expect(await system.untilStopped(rows[0]!)).toMatchObject({ stopped_how: 'worker_lost' });
+    await eventually('the other one runs again', async () => (await system.row(rows[1]!)).attempt === 2);
+  });
+
+  it('a doorbell that Redis refuses ends no worker', async () => {
+    const { job } = await system.createRunning('cooperative');
+    await redis.command('ACL', 'SETUSER', 'default', 'resetchannels');
+    await redis.command('CLIENT', 'KILL', 'TYPE', 'pubsub');
+    await system.workers[0]!.untilLogged('doorbell could not be subscribed to');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await system.untilStopped(job.id);
+    expect(system.workers[0]!.exit).toBeUndefined();
+  });
+
   it('a job that was created while Redis was away runs when it is back', async () => {
     redis.pause();
     const created = await system.create('quick');

@@ -81,7 +81,11 @@ describe('a worker that is told to end while Postgres is away', () => {
   let proxy: TcpProxy;
   let system: TestSystem;
   beforeEach(async () => {
-    ({ proxy, system } = await startBehindProxy('worker', { DRAIN_MS: '100', BLIND_MS: '3600000' }));
+    ({ proxy, system } = await startBehindProxy('worker', {
+      DRAIN_MS: '100',
+      BLIND_MS: '3600000',
+      WORKER_LOST_MS: '7200000',
+    }));
   });
   afterEach(async () => {
     await system.stop();
@@ -149,5 +153,15 @@ describe('a process with wrong settings', () => {
       '  REDIS_URL is required',
       '  CANCEL_POLL_MS must be a whole number of milliseconds',
     ]);
+  });
+
+  it('a worker whose task is not there does not start', async () => {
+    const worker = await ServiceProcess.runToEnd('main.worker.js', {
+      DATABASE_URL: 'postgres://host/db',
+      REDIS_URL: 'redis://host',
+      SCENARIO_TASK: '/nowhere/task.mjs',
+    });
+    expect(worker.exit).toEqual({ code: 78, signal: null });
+    expect(worker.printed).toEqual(['Invalid settings:', '  SCENARIO_TASK must be the path of a file']);
   });
 });

@@ -64,11 +64,7 @@ export class QueueConsumer {
     const jobId = job.id as string;
     let outcome: Outcome;
     try {
-      outcome = await this.runJob.run(jobId, (progress) => {
-        job
-          .updateProgress(progress as object)
-          .catch((error: unknown) => this.logger.debug({ err: error, jobId }, 'progress lost'));
-      });
+      outcome = await this.runJob.run(jobId);
     } catch (error) {
       this.logger.error({ err: error, jobId }, 'run could not be carried through, will try again');
       outcome = { kind: 'retry', delayMs: NOT_BEGUN_DELAY_MS };

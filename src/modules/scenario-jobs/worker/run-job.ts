@@ -59,14 +59,13 @@ export class RunJob {
     @Inject(LOGGER) private readonly logger: Logger,
   ) {}
 
-  /** `onProgress` hears what the task last reported, at most once a second. */
-  async run(jobId: string, onProgress: (progress: unknown) => void): Promise<Outcome> {
+  async run(jobId: string): Promise<Outcome> {
     // The run is known here before Postgres knows it: a cancel that comes at once finds it.
     const run = new ActiveRun(jobId, randomUUID());
-    return this.runs.during(run, () => this.claimAndRun(run, onProgress));
+    return this.runs.during(run, () => this.claimAndRun(run));
   }
 
-  private async claimAndRun(run: ActiveRun, onProgress: (progress: unknown) => void): Promise<Outcome> {
+  private async claimAndRun(run: ActiveRun): Promise<Outcome> {
     const logger = this.logger.child({ jobId: run.jobId, runId: run.runId });
     const job = await this.jobs.claim(run, this.workerId, this.settings.WORKER_LOST_MS);
     if (job === 'taken' || job === 'finished') {
@@ -86,7 +85,7 @@ export class RunJob {
     const began = performance.now();
     this.metrics.runs.inc();
     try {
-      const { end, how, reason } = await this.runTask(run, job, logger, onProgress);
+      const { end, how, reason } = await this.runTask(run, job, logger);
       logger.info({ ms: Math.round(performance.now() - began), reason, how, end: brief(end) }, 'task ended');
       return await this.record(run, logger, { reason, how }, () =>
         reason ? this.settleStopped(run, reason) : this.settle(run, job, end),
@@ -96,17 +95,11 @@ export class RunJob {
     }
   }
 
-  private async runTask(run: ActiveRun, job: ClaimedJob, logger: Logger, onProgress: (progress: unknown) => void) {
+  private async runTask(run: ActiveRun, job: ClaimedJob, logger: Logger) {
     const { settings } = this;
-    const progress = atMostEvery(PROGRESS_EVERY_MS, onProgress);
-    const task = new TaskProcess({
-      runId: run.runId,
-      memoryMb: settings.TASK_MEMORY_MB,
-      inherit: settings.TASK_ENV ?? [],
-      stop: { ackMs: settings.STOP_ACK_MS, graceMs: settings.STOP_GRACE_MS, killMs: settings.STOP_KILL_MS },
-      onProgress: progress.report,
-      onOutput: (line, stream) => logger.info({ stream, line }, 'task output'),
-    });
+    const progress = atMostEvery(PROGRESS_EVERY_MS, (last) => logger.info({ progress: last }, 'task progress'));
+    const task = this.newTask(run, logger, progress.report);
+    if (!task) return { ...NOT_BEGUN, end: { kind: 'not started' } as const };
     // In this order: there is no moment at which it computes and nobody but this worker could end it.
     this.watchdog.watch(task.tree);
     task.start(settings.SCENARIO_TASK ?? BUILT_IN_TASK, inputOf(job));
@@ -122,6 +115,24 @@ export class RunJob {
       clearTimeout(timeout);
       progress.end();
       this.watchdog.forget(task.tree);
+    }
+  }
+
+  /** Nothing when the system refuses a process, which it can do in several ways. */
+  private newTask(run: Run, logger: Logger, onProgress: (progress: unknown) => void): TaskProcess | undefined {
+    const { settings } = this;
+    try {
+      return new TaskProcess({
+        runId: run.runId,
+        memoryMb: settings.TASK_MEMORY_MB,
+        inherit: settings.TASK_ENV ?? [],
+        stop: { ackMs: settings.STOP_ACK_MS, graceMs: settings.STOP_GRACE_MS, killMs: settings.STOP_KILL_MS },
+        onProgress,
+        onOutput: (line, stream) => logger.info({ stream, line }, 'task output'),
+      });
+    } catch (error) {
+      logger.error({ err: error }, 'the task was refused a process');
+      return undefined;
     }
   }
 

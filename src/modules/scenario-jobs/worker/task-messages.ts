@@ -1,5 +1,16 @@
 import { storable } from '../../../infrastructure/text';
 
+/** The socket on which a worker and the process of a run exchange lines of JSON, in the process of the run. */
+export const CHANNEL = 3;
+/** A line longer than this is none of ours: no message is longer than the JSON of a result, which a message quotes. */
+export const MAX_MESSAGE = 4 * 1024 * 1024;
+/** A result is the description of a scenario, not a file: bytes of its JSON. */
+export const MAX_RESULT = 1024 * 1024;
+/** Progress is a word for people: characters of its message. */
+export const MAX_PROGRESS = 4096;
+const MAX_ERROR_MESSAGE = 1000;
+const ERROR_CODE = /^[A-Z][A-Z0-9_]{0,63}$/;
+
 /** What a worker tells the process of a run. */
 export type ToTask =
   | { kind: 'start'; module: string; input: Record<string, unknown> }
@@ -18,21 +29,54 @@ export type FromTask =
   | { kind: 'returned'; result: string | undefined }
   | { kind: 'threw'; error: TaskError };
 
-/** The message, if it is one of ours: a task has the same channel and may send anything. */
-export function parseFromTask(message: unknown): FromTask | undefined {
-  if (typeof message !== 'object' || message === null || !('kind' in message)) return undefined;
-  const { kind, progress, result, error } = message as Record<string, unknown>;
-  if (kind === 'acknowledged') return { kind };
-  if (kind === 'progress') return { kind, progress };
-  if (kind === 'returned') return result === undefined || typeof result === 'string' ? { kind, result } : undefined;
-  if (kind !== 'threw' || !isTaskError(error)) return undefined;
-  return { kind, error: { ...error, code: storable(error.code), message: storable(error.message) } };
+export const toLine = (message: ToTask | FromTask) => `${JSON.stringify(message)}\n`;
+
+/** The message in a line, if it is one of ours: a task has the same channel and may send anything. */
+export function parseFromTask(line: string): FromTask | undefined {
+  const { kind, progress, result, error } = parse(line);
+  switch (kind) {
+    case 'acknowledged':
+      return { kind };
+    case 'progress':
+      return line.length <= MAX_PROGRESS ? { kind, progress } : undefined;
+    case 'returned':
+      if (result === undefined) return { kind, result };
+      return typeof result === 'string' && Buffer.byteLength(result) <= MAX_RESULT ? { kind, result } : undefined;
+    case 'threw':
+      return isTaskError(error) ? { kind, error: { ...error, message: storable(error.message) } } : undefined;
+    default:
+      return undefined;
+  }
+}
+
+function parse(line: string): Record<string, unknown> {
+  try {
+    const message: unknown = JSON.parse(line);
+    return typeof message === 'object' && message !== null ? (message as Record<string, unknown>) : {};
+  } catch {
+    return {};
+  }
 }
 
 function isTaskError(error: unknown): error is TaskError {
   if (typeof error !== 'object' || error === null) return false;
   const { code, message, retryable } = error as Record<string, unknown>;
-  return typeof code === 'string' && typeof message === 'string' && typeof retryable === 'boolean';
+  return (
+    isErrorCode(code) &&
+    typeof message === 'string' &&
+    message.length <= MAX_ERROR_MESSAGE &&
+    typeof retryable === 'boolean'
+  );
+}
+
+/** Whether an error may show its code to a job's caller. */
+export function isErrorCode(code: unknown): code is string {
+  return typeof code === 'string' && ERROR_CODE.test(code);
+}
+
+/** As much of an error's message as a job's caller gets. */
+export function shorten(message: string): string {
+  return message.slice(0, MAX_ERROR_MESSAGE);
 }
 
 /** Set in the environment of a task and so of all that it starts: names the run, wherever they hide. */

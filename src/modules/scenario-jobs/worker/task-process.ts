@@ -1,11 +1,12 @@
-import { type ChildProcess, fork } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
-import { type Readable } from 'node:stream';
+import { type Duplex } from 'node:stream';
 import { within } from '../../../infrastructure/within';
 import { type StopKind } from '../job-status';
+import { readLines } from './lines';
 import { killTrees, type ProcessTree, signalGroup } from './process-tree';
-import { parseFromTask, RUN_ID_VARIABLE, type TaskError, type ToTask } from './task-messages';
+import { MAX_MESSAGE, parseFromTask, RUN_ID_VARIABLE, type TaskError, toLine, type ToTask } from './task-messages';
 
 /** A task inherits these of the worker's environment and those that the settings name: no credentials. */
 const INHERITED = [
@@ -21,8 +22,8 @@ const INHERITED = [
 ];
 /** A task that has reported has nothing left to do but to exit. */
 const EXIT_WITHIN_MS = 1000;
-/** When the whole tree is dead its output ends at once. */
-const OUTPUT_WITHIN_MS = 200;
+/** When the whole tree is dead all that it has said can be read at once. */
+const READ_WITHIN_MS = 200;
 const MAX_LINE = 4096;
 /** What one run may print into the log. */
 const MAX_OUTPUT = 64 * 1024;
@@ -61,6 +62,7 @@ export class TaskProcess {
   /** How the task ended, and how its process did: by itself, or by which signal. */
   readonly ended: Promise<{ end: TaskEnd; how: StopKind }>;
   private readonly child: ChildProcess;
+  private readonly channel: Duplex | null;
   private end: TaskEnd | undefined;
   private how: StopKind = 'graceful';
   private stopping = false;
@@ -70,16 +72,18 @@ export class TaskProcess {
 
   constructor(private readonly options: TaskOptions) {
     const { runId, inherit } = options;
-    this.child = fork(join(__dirname, '../../../main.task.js'), [], {
+    const flags = ['--enable-source-maps', `--max-old-space-size=${options.memoryMb}`];
+    // Not Node's own channel between processes: what a task writes there can end the worker.
+    this.child = spawn(process.execPath, [...flags, join(__dirname, '../../../main.task.js')], {
       detached: true,
-      stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+      stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
       env: environment(runId, inherit),
-      execArgv: ['--enable-source-maps', `--max-old-space-size=${options.memoryMb}`],
     });
+    this.channel = this.child.stdio[3] as Duplex | null;
     this.tree = { groupId: this.child.pid ?? 0, runId };
-    this.child.on('message', (message) => this.onMessage(message));
-    // A process that could not be started, or a message to one that has just ended: `exit` tells the rest.
+    // A process that could not be started: `ended` tells the rest.
     this.child.on('error', (error) => options.onOutput(String(error), 'stderr'));
+    if (this.channel) readLines(this.channel, MAX_MESSAGE, (line) => this.onMessage(line));
     this.watchOutput();
     this.ended = this.untilGone();
   }
@@ -118,8 +122,9 @@ export class TaskProcess {
     if (this.child.exitCode === null && this.child.signalCode === null) signalGroup(this.tree.groupId, signal);
   }
 
-  private onMessage(sent: unknown): void {
-    const message = parseFromTask(sent);
+  private onMessage(line: string): void {
+    if (this.end) return;
+    const message = parseFromTask(line);
     switch (message?.kind) {
       case 'progress':
         if (!this.stopping) this.options.onProgress(message.progress);
@@ -132,7 +137,6 @@ export class TaskProcess {
         return;
       case 'returned':
       case 'threw':
-        if (this.end) return;
         this.end = message;
         if (!this.stopping) this.timer = setTimeout(() => this.signal('SIGKILL'), EXIT_WITHIN_MS);
         return;
@@ -148,22 +152,19 @@ export class TaskProcess {
     clearTimeout(this.timer);
     if (!exit) return { end: { kind: 'not started' }, how: this.how };
     await killTrees([this.tree]);
-    await this.untilOutputIsRead();
+    await this.untilAllIsRead();
     const end = this.end ?? { kind: 'exited', ...exit, outOfMemory: this.outOfMemory };
     return { end, how: ENDED_BY[exit.signal ?? ''] ?? this.how };
   }
 
   /** Nothing that writes is left, unless it hides well: for that nobody waits. */
-  private async untilOutputIsRead(): Promise<void> {
-    const { stdout, stderr } = this.child;
-    const open = [stdout, stderr].filter((stream) => stream !== null && !stream.closed);
-    await within(
-      OUTPUT_WITHIN_MS,
-      'output',
-      Promise.all(open.map((stream) => once(stream as Readable, 'close'))),
-    ).catch(() => undefined);
-    stdout?.destroy();
-    stderr?.destroy();
+  private async untilAllIsRead(): Promise<void> {
+    const streams = [this.channel, this.child.stdout, this.child.stderr].filter((stream) => stream !== null);
+    const open = streams.filter((stream) => !stream.closed);
+    const closed = Promise.all(open.map((stream) => once(stream, 'close')));
+    // A worker that was frozen finds its time over, and what the process had said still to be read, in the next turn.
+    await within(READ_WITHIN_MS, 'reading', closed).catch(() => new Promise((resolve) => setImmediate(resolve)));
+    for (const stream of streams) stream.destroy();
   }
 
   private watchOutput(): void {
@@ -171,7 +172,7 @@ export class TaskProcess {
     for (const stream of ['stdout', 'stderr'] as const) {
       const source = this.child[stream];
       if (!source) continue;
-      readLines(source, (line) => {
+      readLines(source, MAX_LINE, (line) => {
         if (stream === 'stderr' && OUT_OF_MEMORY.test(line)) this.outOfMemory = true;
         if (budget <= 0) return;
         budget -= line.length + 1;
@@ -183,26 +184,12 @@ export class TaskProcess {
   }
 
   private send(message: ToTask): void {
-    if (this.child.connected) this.child.send(message, () => undefined);
+    // To one that has just ended it goes nowhere, which its end tells.
+    if (this.channel?.writable) this.channel.write(toLine(message));
   }
 }
 
 function environment(runId: string, inherit: readonly string[]): NodeJS.ProcessEnv {
   const names = [...INHERITED, ...inherit].filter((name) => process.env[name] !== undefined);
   return { ...Object.fromEntries(names.map((name) => [name, process.env[name]])), [RUN_ID_VARIABLE]: runId };
-}
-
-/** Calls back for each line, cut to `MAX_LINE`. Never holds more than a line, and never stops reading. */
-function readLines(source: Readable, onLine: (line: string) => void): void {
-  let rest = '';
-  source.setEncoding('utf8');
-  source.on('data', (chunk: string) => {
-    const lines = (rest + chunk).split('\n');
-    rest = (lines.pop() ?? '').slice(0, MAX_LINE);
-    for (const line of lines) if (line !== '') onLine(line.slice(0, MAX_LINE));
-  });
-  source.on('close', () => {
-    if (rest !== '') onLine(rest);
-  });
-  source.on('error', () => undefined);
 }
