@@ -57,6 +57,12 @@ const species = {
     process.on('SIGTERM', () => undefined);
     spin();
   },
+  /** Acknowledges again and again, and ignores SIGTERM. */
+  nodding: () => {
+    process.on('SIGTERM', () => undefined);
+    setInterval(() => process.send({ kind: 'acknowledged' }), 100);
+    return forever();
+  },
   /** Blocks its thread in a system call. */
   blocked: () => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0),
   /** Has a child that ignores SIGTERM. */

@@ -32,6 +32,7 @@ describe('cancelling a job', () => {
     ['blocked', 'terminated'],
     ['stubborn', 'killed'],
     ['stubbornSpin', 'killed'],
+    ['nodding', 'killed'],
     ['parent', 'terminated'],
     ['daemon', 'terminated'],
   ])('ends a task that is %s: %s', async (species, how) => {
