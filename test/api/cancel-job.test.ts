@@ -68,17 +68,15 @@ describe('DELETE of a queued job', () => {
   it('lets nobody wait for a row that somebody else has locked', async () => {
     const locked = await system.create('quick');
     const others = await Promise.all(Array.from({ length: 20 }, () => system.create('quick')));
-    const client = await system.pool.connect();
-    await client.query('BEGIN');
-    await client.query('SELECT FROM scenario_jobs WHERE id = $1 FOR UPDATE', [locked.id]);
+    let waiting: ReturnType<typeof system.cancel>[] = [];
     let answered = false;
-    const waiting = Promise.all([1, 2, 3].map(() => system.cancel(locked.id))).finally(() => (answered = true));
-    const answers = await Promise.all(others.map(({ id }) => system.cancel(id)));
-    expect(answers.map(({ status }) => status)).toEqual(others.map(() => 200));
-    expect(answered).toBe(false);
-    await client.query('COMMIT');
-    client.release();
-    expect((await waiting).map(({ status }) => status).sort()).toEqual([200, 400, 400]);
+    await system.lockRow(locked.id, async () => {
+      waiting = [1, 2, 3].map(() => system.cancel(locked.id).finally(() => (answered = true)));
+      const answers = await Promise.all(others.map(({ id }) => system.cancel(id)));
+      expect(answers.map(({ status }) => status)).toEqual(others.map(() => 200));
+      expect(answered).toBe(false);
+    });
+    expect((await Promise.all(waiting)).map(({ status }) => status).sort()).toEqual([200, 400, 400]);
   });
 
   it.each([

@@ -254,6 +254,18 @@ export class TestSystem {
     }
   }
 
+  /** While `work` runs, the row of the job is locked. */
+  async lockRow(jobId: string, work: () => Promise<void>) {
+    const client = await this.pool.connect();
+    try {
+      await client.query('BEGIN');
+      await client.query('SELECT FROM scenario_jobs WHERE id = $1 FOR UPDATE', [jobId]);
+      await work();
+    } finally {
+      client.release(true);
+    }
+  }
+
   async stop() {
     await Promise.all(this.workers.map((worker) => worker.stop()));
     await this.api.stop();

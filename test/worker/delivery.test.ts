@@ -67,6 +67,8 @@ describe('a worker learns of a cancel', () => {
     system = await TestSystem.start({ settings: { ...NO_POLL, WORKER_CONCURRENCY: '1' } });
     const { job } = await system.createRunning('cooperative');
     const { worker_id: worker } = await system.row(job.id);
+    // The next one in the queue: nobody is handed the lost job's entry.
+    const next = await system.create('cooperative');
     const lost = await system.create('quick');
     await system.pool.query(
       `UPDATE scenario_jobs SET status = 'processing', run_id = gen_random_uuid(), worker_id = $1, attempt = 1, started_at = now()
@@ -74,15 +76,15 @@ describe('a worker learns of a cancel', () => {
       [worker, lost.id],
     );
     // No poll is due that would have seen it before.
-    const client = await system.pool.connect();
-    try {
-      await client.query('BEGIN');
-      await client.query('SELECT FROM scenario_jobs WHERE id = $1 FOR UPDATE', [lost.id]);
+    await system.lockRow(lost.id, async () => {
       expect((await system.cancel(job.id)).status).toBe(200);
       await system.untilStopped(job.id);
-    } finally {
-      client.release(true);
-    }
+    });
+    // Then it is repaired, when the worker asks again if it had given up by then, and runs again.
+    await system.redis.publish(`${system.settings.QUEUE_PREFIX}:cancel:${worker}`, '');
+    await system.untilStatus(lost.id, 'queued');
+    await system.cancel(next.id);
+    await system.untilStatus(lost.id, 'completed');
   });
 
   it('and believes no message that the row does not confirm', async () => {
