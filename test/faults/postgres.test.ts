@@ -159,6 +159,19 @@ describe('between a worker and Postgres', () => {
     expect(await system.row(job.id)).toMatchObject({ attempt: 1 });
   });
 
+  it('the answer to a claim comes after the cancel: its task is not begun', async () => {
+    const held = proxy.holdAnswer('attempt = attempt + 1');
+    const { id } = await system.create('quick');
+    const pass = await held;
+    expect((await system.cancel(id)).status).toBe(200);
+    const [worker] = system.workers;
+    await worker!.untilLogged('stopping: the job was cancelled', id);
+    pass();
+    expect(await worker!.untilLogged('run ended', id)).toMatchObject({ outcome: 'cancelled', how: 'graceful' });
+    expect(worker!.logged('run began', id)).toBeUndefined();
+    expect(await system.row(id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
+  });
+
   it('Postgres goes silent while a run is cancelled: the task dies when it is back, without a restart', async () => {
     const { job, pid } = await system.createRunning('cooperative');
     proxy.silence();

@@ -79,6 +79,18 @@ export class TcpProxy {
     return new Promise((done) => (this.trap = { bytes: Buffer.from(bytes), when, done }));
   }
 
+  /**
+   * Holds back what the server answers to the next thing with these bytes that a client sends. Resolves when it has
+   * answered, with what lets the answer pass.
+   */
+  holdAnswer(bytes: string): Promise<() => void> {
+    let pass!: () => void;
+    const held = new Promise<void>((resolve) => (pass = resolve));
+    return new Promise((answered) => {
+      this.trap = { bytes: Buffer.from(bytes), when: 'answered', held, done: () => answered(pass) };
+    });
+  }
+
   async stop(): Promise<void> {
     await this.refuse();
   }
@@ -90,21 +102,18 @@ export class TcpProxy {
     this.connections.add(connection);
     void connection.closed.finally(() => this.connections.delete(connection));
     this.carry(connection, client, server, (chunk) => this.spring(connection, chunk));
-    this.carry(connection, server, client, () => connection.answered);
+    this.carry(connection, server, client, () => connection.takeAnswered());
   }
 
   /** Carries what `from` sends to `to`, in order. */
-  private carry(connection: Connection, from: Socket, to: Socket, mustCut: (chunk: Buffer) => Trap | undefined): void {
+  private carry(connection: Connection, from: Socket, to: Socket, springs: (chunk: Buffer) => Trap | undefined): void {
     let before = Promise.resolve();
     from.on('data', (chunk: Buffer) => {
-      const sprung = mustCut(chunk);
-      if (sprung) {
-        connection.cut();
-        sprung.done();
-        return;
-      }
+      const sprung = springs(chunk);
+      sprung?.done();
+      if (sprung && !sprung.held) return connection.cut();
       const { weather } = this;
-      const wait = weather.kind === 'slow' ? sleep(weather.delayMs()) : undefined;
+      const wait = sprung?.held ?? (weather.kind === 'slow' ? sleep(weather.delayMs()) : undefined);
       before = before.then(async () => {
         if (wait) await wait;
         if (!connection.dead && to.writable) to.write(chunk);
@@ -122,12 +131,18 @@ export class TcpProxy {
   }
 }
 
-type Trap = { bytes: Buffer; when: 'asked' | 'answered'; done: () => void };
+type Trap = {
+  bytes: Buffer;
+  when: 'asked' | 'answered';
+  /** What is sent is held back until then; without it the connection is cut. */
+  held?: Promise<void>;
+  done: () => void;
+};
 
 class Connection {
   /** Nothing passes any more, and nobody is told. */
   dead = false;
-  /** Set when the next thing that the server says must not arrive. */
+  /** Set when the next thing that the server says must not arrive, or not yet. */
   answered: Trap | undefined;
   readonly closed: Promise<unknown>;
 
@@ -144,6 +159,12 @@ class Connection {
     server.on('close', () => {
       if (!this.dead) client.destroy();
     });
+  }
+
+  takeAnswered(): Trap | undefined {
+    const trap = this.answered;
+    this.answered = undefined;
+    return trap;
   }
 
   cut(): void {
