@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { Redis } from 'ioredis';
+import { startBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
 import { groupIsAlive, TestSystem } from '../support/test-system';
 
@@ -121,5 +122,62 @@ describe('a worker learns of a cancel', () => {
     });
     await system.cancel(job.id);
     await system.untilStopped(job.id);
+  });
+});
+
+describe('a worker that asks Postgres about its runs', () => {
+  let system: TestSystem;
+  afterEach(() => system.stop());
+
+  it('ends one that another worker has taken over, and records nothing', async () => {
+    system = await TestSystem.start();
+    const { job, pid } = await system.createRunning('cooperative');
+    await system.pool.query("INSERT INTO workers (id) VALUES ('another')");
+    const { rows } = await system.pool.query(
+      "UPDATE scenario_jobs SET run_id = gen_random_uuid(), worker_id = 'another', attempt = 2 WHERE id = $1 RETURNING *",
+      [job.id],
+    );
+    expect(await system.workers[0]!.untilLogged('run ended', job.id)).toMatchObject({ outcome: 'superseded' });
+    expect(await groupIsAlive(pid)).toBe(false);
+    expect(await system.row(job.id)).toEqual(rows[0]);
+  });
+
+  it('does not end one whose claim has not been answered yet', async () => {
+    system = await TestSystem.start({ workers: 0 });
+    const { id } = await system.create('quick');
+    await system.lockRow(id, async () => {
+      await system.startWorker();
+      await eventually('it has asked while its claim waits', async () => {
+        const { rows } = await system.pool.query(`
+          SELECT FROM workers w, pg_stat_activity claim
+          WHERE claim.datname = current_database() AND claim.wait_event_type = 'Lock'
+            AND w.seen_at > claim.query_start + interval '500 ms'`);
+        return rows.length > 0;
+      });
+    });
+    await system.untilStatus(id, 'completed');
+    expect((await system.row(id)).attempt).toBe(1);
+  });
+});
+
+describe('a worker that learns of a cancel while it asks Postgres because of another', () => {
+  it('asks once more', async () => {
+    const { proxy, system } = await startBehindProxy('worker', NO_POLL);
+    try {
+      const [first, second] = [await system.createRunning('cooperative'), await system.createRunning('cooperative')];
+      const held = proxy.holdAnswer('cancelledSeconds');
+      await system.cancel(first.job.id);
+      const pass = await held;
+      await system.cancel(second.job.id);
+      await eventually('the second doorbell has been heard', async () =>
+        (await (await fetch(`${system.api.url}/metrics`)).text()).includes('doorbells_total{outcome="heard"} 2'),
+      );
+      pass();
+      await system.untilStopped(first.job.id);
+      await system.untilStopped(second.job.id);
+    } finally {
+      await system.stop();
+      await proxy.stop();
+    }
   });
 });
