@@ -127,6 +127,10 @@ const species = {
   policy: () => {
     throw Object.assign(new Error('The prompt is not allowed'), { code: 'CONTENT_POLICY_VIOLATION', expose: true });
   },
+  /** Fails with a code that is none. */
+  badCode: () => {
+    throw Object.assign(new Error('The prompt is not allowed'), { code: 'bad code', expose: true });
+  },
   /** Fails with a message that Postgres does not store. */
   unstorable: () => {
     throw Object.assign(new Error('Not \0 allowed'), { code: 'CONTENT_POLICY_VIOLATION', expose: true });
@@ -135,8 +139,14 @@ const species = {
   flaky: () => {
     throw Object.assign(new Error('try again'), { retryable: true });
   },
+  /** Fails with the error code that its second word is. */
+  throwsCode: (_input, _tools, code) => {
+    throw Object.assign(new Error('something went wrong'), { code });
+  },
   nothing: () => undefined,
   nameless: () => ({ persona: 'nobody' }),
+  /** Makes a scenario whose name has as many characters as its second word says. */
+  named: (_input, _tools, length) => ({ name: 'x'.repeat(Number(length)) }),
   list: () => ['a list'],
   nul: () => ({ name: 'Bad text', note: 'nul \0' }),
   bigint: () => ({ name: 'Big', size: 10n }),

@@ -23,8 +23,10 @@ describe('a task that goes wrong', () => {
     ['throwsNothing', 'GENERATION_ERROR', unable],
     ['noSuchSpecies', 'GENERATION_ERROR', unable],
     ['policy', 'CONTENT_POLICY_VIOLATION', 'The prompt is not allowed'],
+    ['badCode', 'GENERATION_ERROR', 'The prompt is not allowed'],
     ['unstorable', 'CONTENT_POLICY_VIOLATION', 'Not \ufffd allowed'],
     ['nameless', 'RESULT_INVALID', 'The result of the task has no name of 1 to 255 characters'],
+    ['named 256', 'RESULT_INVALID', 'The result of the task has no name of 1 to 255 characters'],
     ['list', 'RESULT_INVALID', 'The result of the task is not an object'],
     ['nul', 'RESULT_INVALID', 'The result of the task has text that is not valid Unicode'],
     ['bigint', 'RESULT_NOT_SERIALISABLE', 'The result of the task cannot be written as JSON'],
@@ -40,7 +42,7 @@ describe('a task that goes wrong', () => {
     await eventually('the queue has dropped it', async () => (await system.isQueued(id)) === 0);
   });
 
-  it.each(['megabyte', 'flood', 'progressFlood', 'chatter', 'boaster', 'unpresentable'])(
+  it.each(['megabyte', 'named 255', 'flood', 'progressFlood', 'chatter', 'boaster', 'unpresentable'])(
     '%s: its job completes all the same',
     async (species) => {
       const { id } = await system.create(species);
@@ -49,11 +51,23 @@ describe('a task that goes wrong', () => {
     },
   );
 
-  it('is tried again while the error may pass, as often as MAX_ATTEMPTS says', async () => {
+  it.each(['flaky', 'throwsCode ECONNRESET'])(
+    '%s: is tried again while the error may pass, as often as MAX_ATTEMPTS says',
+    async (species) => {
+      const { id } = await system.create(species);
+      const job = await system.untilStatus(id, 'failed');
+      expect(job.error?.code).toBe('GENERATION_ERROR');
+      expect((await system.row(id)).attempt).toBe(3);
+    },
+  );
+
+  it('is tried again after a wait that doubles', async () => {
     const { id } = await system.create('flaky');
-    const job = await system.untilStatus(id, 'failed');
-    expect(job.error?.code).toBe('GENERATION_ERROR');
-    expect((await system.row(id)).attempt).toBe(3);
+    const ends = await eventually('three runs have ended', () => {
+      const lines = system.workers[0]!.logs.filter(({ msg, jobId }) => msg === 'run ended' && jobId === id);
+      return lines.length === 3 && lines;
+    });
+    expect(ends.map(({ delayMs }) => delayMs)).toEqual([100, 200, undefined]);
   });
 
   it('has what it prints logged with the job id, up to a limit', async () => {
