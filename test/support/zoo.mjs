@@ -106,6 +106,14 @@ const species = {
     await sleep(1500);
     return { name: 'Busy scenario' };
   },
+  /** Reports its progress a hundred times, and then makes a scenario. */
+  reporting: async (_input, { progress }) => {
+    for (let done = 0; done < 100; done++) {
+      progress({ done });
+      await sleep(20);
+    }
+    return { name: 'Reported scenario' };
+  },
   exitEarly: () => process.exit(0),
   exitBadly: () => process.exit(3),
   crash: () => {

@@ -99,6 +99,14 @@ describe('a task that goes wrong', () => {
     await system.untilStopped(job.id);
   });
 
+  it('has what it reports of its progress passed on at most once a second', async () => {
+    const { id } = await system.create('reporting');
+    const job = await system.untilStatus(id, 'completed');
+    const events = await system.redis.xrange(`${system.settings.QUEUE_PREFIX}:scenario-jobs:events`, '-', '+');
+    const reports = events.filter(([, fields]) => fields.includes('progress') && fields.includes(id));
+    expect(reports.length).toBeLessThanOrEqual(job.duration_seconds!);
+  });
+
   it('inherits no credentials, only what the settings name', async () => {
     const { id } = await system.create('environment');
     await system.untilStatus(id, 'completed');
@@ -169,6 +177,15 @@ describe('a task module that cannot be loaded', () => {
 });
 
 describe('the built-in task', () => {
+  it('stops when it is asked to', async () => {
+    const system = await TestSystem.start({ settings: { SCENARIO_TASK: '', SCENARIO_TASK_STEP_MS: '3600000' } });
+    const { id } = await system.create('Discovery call');
+    expect(await untilProgress(system, id)).toEqual({ step: 'name', done: 0, of: 5 });
+    await system.cancel(id);
+    expect(await system.untilStopped(id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
+    await system.stop();
+  });
+
   it('makes the same scenario of the same prompt', async () => {
     const system = await TestSystem.start({ settings: { SCENARIO_TASK: '', SCENARIO_TASK_STEP_MS: '0' } });
     const contents = [];
@@ -189,3 +206,11 @@ describe('the built-in task', () => {
     await system.stop();
   });
 });
+
+/** What the queue shows of the job's progress, when it shows some. */
+async function untilProgress(system: TestSystem, jobId: string): Promise<unknown> {
+  const progress = await eventually('progress is shown', () =>
+    system.redis.hget(`${system.settings.QUEUE_PREFIX}:scenario-jobs:${jobId}`, 'progress'),
+  );
+  return JSON.parse(progress);
+}
