@@ -7,6 +7,7 @@ import { killTrees } from '../../src/modules/scenario-jobs/worker/process-tree';
 import { RUN_ID_VARIABLE } from '../../src/modules/scenario-jobs/worker/task-messages';
 import { eventually } from '../support/eventually';
 import { DIST } from '../support/service-process';
+import { isAlive } from '../support/test-system';
 
 /** A process that leads a group of its own, like a task. */
 function startGroup(runId: string, program: string, ...args: string[]): ChildProcess {
@@ -37,23 +38,36 @@ describe('killing what a task has started', () => {
 });
 
 describe('a watchdog', () => {
-  it('ends the tasks of a worker that has a great many, when it dies', async () => {
-    const watchdog = fork(join(DIST, 'main.watchdog.js'), ['600000'], {
+  let watchdog: ChildProcess;
+  let tasks: ChildProcess[];
+  const start = (count: number) => {
+    watchdog = fork(join(DIST, 'main.watchdog.js'), ['600000'], {
       env: {},
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
       execArgv: ['--max-old-space-size=32'],
     });
-    const tasks = Array.from({ length: 150 }, (_, index) => startGroup(`run-${index}`, 'sleep', '60'));
-    try {
-      for (const [index, { pid }] of tasks.entries()) {
-        watchdog.send({ kind: 'watch', tree: { groupId: pid, runId: `run-${index}` } });
-      }
-      watchdog.disconnect();
-      await eventually('the watchdog has ended', () => hasEnded(watchdog));
-      expect(watchdog.exitCode).toBe(0);
-      await eventually('every task has ended', () => tasks.every(hasEnded));
-    } finally {
-      for (const task of [...tasks, watchdog]) task.kill('SIGKILL');
-    }
+    tasks = Array.from({ length: count }, (_, index) => startGroup(`run-${index}`, 'sleep', '60'));
+    for (const index of tasks.keys()) tell('watch', index);
+  };
+  const tell = (kind: 'watch' | 'forget', index: number) =>
+    watchdog.send({ kind, tree: { groupId: tasks[index]!.pid, runId: `run-${index}` } });
+  afterEach(() => {
+    for (const task of [...tasks, watchdog]) task.kill('SIGKILL');
+  });
+
+  it('ends the tasks of a worker that has a great many, when it dies', async () => {
+    start(150);
+    watchdog.disconnect();
+    await eventually('the watchdog has ended', () => hasEnded(watchdog));
+    expect(watchdog.exitCode).toBe(0);
+    await eventually('every task has ended', () => tasks.every(hasEnded));
+  });
+
+  it('leaves alone what it was told to forget', async () => {
+    start(2);
+    tell('forget', 0);
+    watchdog.disconnect();
+    await eventually('the watchdog has ended', () => hasEnded(watchdog));
+    expect(tasks.map(({ pid }) => isAlive(pid as number))).toEqual([true, false]);
   });
 });
