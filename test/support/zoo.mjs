@@ -151,6 +151,8 @@ const species = {
   throwsCode: (_input, _tools, code) => {
     throw Object.assign(new Error('something went wrong'), { code });
   },
+  /** Asks a port of this host on which nobody listens. */
+  refused: (_input, { signal }) => fetch('http://localhost:2', { signal }),
   nothing: () => undefined,
   nameless: () => ({ persona: 'nobody' }),
   /** Makes a scenario whose name has as many characters as its second word says. */

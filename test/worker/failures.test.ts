@@ -51,7 +51,7 @@ describe('a task that goes wrong', () => {
     },
   );
 
-  it.each(['flaky', 'throwsCode ECONNRESET'])(
+  it.each(['flaky', 'throwsCode ECONNRESET', 'refused'])(
     '%s: is tried again while the error may pass, as often as MAX_ATTEMPTS says',
     async (species) => {
       const { id } = await system.create(species);
