@@ -1,7 +1,7 @@
 import { type ArgumentsHost, Catch, type ExceptionFilter, HttpException, NotFoundException } from '@nestjs/common';
 import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { isDatabaseUnavailable } from '../infrastructure/database-errors';
-import { JobNotCancellable, JobNotFound, ScenarioNotFound } from '../modules/scenario-jobs/job.errors';
+import { JobBusy, JobNotCancellable, JobNotFound, ScenarioNotFound } from '../modules/scenario-jobs/job.errors';
 import { ApiError } from './api-error';
 
 /** Seconds after which a caller may expect Postgres back; long enough for a restart. */
@@ -22,7 +22,7 @@ export class ErrorFilter implements ExceptionFilter {
     };
     if (error.code === 'internal_error') request.log.error({ err: thrown }, 'unexpected error');
     if (error.code === 'service_unavailable') {
-      request.log.warn({ err: thrown }, isHandlerTimeout(thrown) ? 'request took too long' : 'postgres unavailable');
+      request.log.warn({ err: thrown }, whyUnavailable(thrown));
     }
     sendError(reply, error);
   }
@@ -52,12 +52,17 @@ export function toApiError(thrown: unknown): ApiError {
   // First, for a caller's own connection that breaks off has the same code as one to Postgres.
   const refused = fromFramework(thrown);
   if (refused) return refused;
-  if (isDatabaseUnavailable(thrown) || isHandlerTimeout(thrown)) {
+  if (thrown instanceof JobBusy || isDatabaseUnavailable(thrown) || isHandlerTimeout(thrown)) {
     return new ApiError('service_unavailable', 'The service is temporarily unavailable, please try again', {
       'retry-after': String(RETRY_AFTER_S),
     });
   }
   return new ApiError('internal_error', 'An unexpected error occurred');
+}
+
+function whyUnavailable(thrown: unknown): string {
+  if (thrown instanceof JobBusy) return 'row locked';
+  return isHandlerTimeout(thrown) ? 'request took too long' : 'postgres unavailable';
 }
 
 function isHandlerTimeout(thrown: unknown): boolean {

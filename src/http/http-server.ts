@@ -1,3 +1,4 @@
+import { isUtf8 } from 'node:buffer';
 import { randomUUID } from 'node:crypto';
 import { type IncomingMessage } from 'node:http';
 import { type Socket } from 'node:net';
@@ -79,8 +80,10 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   // Nest's own parsers refuse an empty body that claims to be JSON, which DELETE requests of many clients have; and what
   // a body says is nobody's business before its caller is known: a handler gets it as text.
   fastify.removeAllContentTypeParsers();
-  fastify.addContentTypeParser('application/json', { parseAs: 'string' }, (request, body, done) => {
-    done(null, METHODS_WITH_BODY.has(request.method) && body !== '' ? body : undefined);
+  fastify.addContentTypeParser('application/json', { parseAs: 'buffer' }, (request, body: Buffer, done) => {
+    if (!METHODS_WITH_BODY.has(request.method) || body.length === 0) return done(null, undefined);
+    if (!isUtf8(body)) return done(new ApiError('invalid_json', 'Request body is not valid UTF-8'));
+    done(null, body.toString());
   });
   fastify.addContentTypeParser('*', (request, payload, done) => {
     if (METHODS_WITH_BODY.has(request.method)) {

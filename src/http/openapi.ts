@@ -5,13 +5,15 @@ import { errorContent, ValidationErrorDetail } from './openapi-errors';
 /** The OpenAPI document of the api. */
 export function describeApi(app: INestApplication): OpenAPIObject {
   const config = new DocumentBuilder()
+    .setOpenAPIVersion('3.0.3')
     .setTitle('Exec API')
     .setVersion('1.0')
     .setDescription(
       'Creates scenarios in the background, and cancels them for real.\n\n' +
         '## Authentication\n\n' +
         'All requests require a valid API key passed in the Authorization header:\n\n' +
-        '```\nAuthorization: Bearer exec_live_...\n```\n',
+        '```\nAuthorization: Bearer exec_live_...\n```\n\n' +
+        'Create API keys in your workspace settings under **Settings > API**.\n',
     )
     .addSecurity('bearerAuth', {
       type: 'http',

@@ -1,10 +1,10 @@
 /** Prisma's codes for a database that cannot be reached, is closed, is out of connections or takes too long. */
 const PRISMA_CODES = new Set(['P1001', 'P1002', 'P1008', 'P1017', 'P2024', 'P2028', 'P2037']);
 /**
- * SQLSTATE classes: connection, log-in, no such database, resources, operator intervention, system; and the refusals
- * of a standby.
+ * SQLSTATE classes: connection, log-in, no such database, rollback (deadlock, serialization), resources, operator
+ * intervention, system; and a standby that refuses to write, `lock_timeout`, and errors inside Postgres itself.
  */
-const SQLSTATES = /^(08|28|3D|53|57|58)[0-9A-Z]{3}$|^25006$|^XX000$/;
+const SQLSTATES = /^(08|28|3D|40|53|57|58)[0-9A-Z]{3}$|^25006$|^55P03$|^XX000$/;
 /** What the driver says without a code, when a connection ends or an answer does not come. */
 const MESSAGES =
   /Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Connection ended/;

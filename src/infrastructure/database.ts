@@ -1,5 +1,5 @@
 import { hash } from 'node:crypto';
-import { Inject, Injectable, type OnApplicationShutdown } from '@nestjs/common';
+import { Inject, Injectable, type OnApplicationShutdown, type OnModuleInit } from '@nestjs/common';
 import { PrismaPg } from '@prisma/adapter-pg';
 import { SETTINGS_TOKEN, type Settings } from '../config/settings';
 import { PrismaClient } from '../generated/prisma/client';
@@ -38,7 +38,7 @@ function statementNames(): (query: { sql: string }) => string {
 
 /** Prisma over a pool of Postgres connections in which nothing waits without a limit. */
 @Injectable()
-export class Database extends PrismaClient implements OnApplicationShutdown {
+export class Database extends PrismaClient implements OnModuleInit, OnApplicationShutdown {
   constructor(
     @Inject(SETTINGS_TOKEN) settings: Pick<Settings, 'DATABASE_URL' | 'DATABASE_POOL_SIZE'>,
     @Inject(LOGGER) logger: Logger,
@@ -63,6 +63,11 @@ export class Database extends PrismaClient implements OnApplicationShutdown {
         },
       ),
     });
+  }
+
+  async onModuleInit() {
+    // The first statement of a process takes so long that a probe would take Postgres for gone.
+    await within(CONNECT_TIMEOUT_MS, 'first statement', this.ping()).catch(() => undefined);
   }
 
   async onApplicationShutdown() {

@@ -46,6 +46,7 @@ describe('the OpenAPI document', () => {
   });
 
   it('has all three operations, below the base path, behind a key', () => {
+    expect(served.openapi).toBe('3.0.3');
     expect(served.servers).toEqual([{ url: '/rest/v1' }]);
     expect(served.security).toEqual([{ bearerAuth: [] }]);
     const operations = Object.entries(served.paths).flatMap(([path, methods]) =>

@@ -60,7 +60,7 @@ const species = {
   /** Acknowledges again and again, and ignores SIGTERM. */
   nodding: () => {
     process.on('SIGTERM', () => undefined);
-    setInterval(() => process.send({ kind: 'acknowledged' }), 100);
+    setInterval(() => tell({ kind: 'acknowledged' }), 100);
     return forever();
   },
   /** Blocks its thread in a system call. */

@@ -17,6 +17,13 @@ export class JobNotCancellable extends Error {
   }
 }
 
+/** Somebody has the job's row locked and does not let go. */
+export class JobBusy extends Error {
+  constructor(readonly jobId: string) {
+    super(`The row of job ${jobId} is locked`);
+  }
+}
+
 /** There is no scenario of this slug in the caller's workspace. */
 export class ScenarioNotFound extends Error {
   constructor(readonly slug: string) {

@@ -150,42 +150,34 @@ export class JobRepository {
   }
 
   /**
-   * Decides a cancel. queued, processing: the job is cancelled and returned, with whoever cancelled it. completed,
-   * failed, cancelled, missing, another workspace's, or with a key that does not work: nothing is written and nothing
-   * returned. A run that finishes while we ask either had its result in before, or finds the job cancelled and can
-   * record nothing.
+   * Decides a cancel, together with others that come at this moment and with one commit for all of them. queued,
+   * processing: the job is cancelled and returned, with whoever cancelled it. completed, failed, cancelled, missing,
+   * another workspace's, or with a key that does not work: nothing is written and nothing returned. A run that finishes
+   * while we ask either had its result in before, or finds the job cancelled and can record nothing.
+   *
+   * Nor does it wait: a job whose row somebody has locked at this moment is left out as well, to be asked for again.
    */
   async cancel(request: CancelRequest): Promise<CancelledJob | undefined> {
-    if (!isId(request.jobId)) return undefined;
-    const [cancelled] = await this.cancelEach([request], Prisma.empty);
-    return cancelled;
-  }
-
-  /**
-   * The same, together with others that come at this moment and with one commit for all of them, as far as that
-   * goes without waiting. When it returns nothing, `cancel` has the last word.
-   */
-  async cancelAtOnce(request: CancelRequest): Promise<CancelledJob | undefined> {
     if (!isId(request.jobId)) return undefined;
     try {
       return await this.cancels.call(request);
     } catch (error) {
-      // Whether it was committed is not known then. Any other error is of the batch, which wrote nothing.
+      // Whether it was committed is not known then. Any other error may be due to another request.
       if (isDatabaseUnavailable(error)) throw error;
-      return undefined;
+      return (await this.cancelTogether([request]))[0];
     }
   }
 
-  /** Leaves out a row that somebody has locked, and a second request for the same job. */
   private async cancelTogether(requests: CancelRequest[]): Promise<(CancelledJob | undefined)[]> {
+    // A second request for the same job finds it cancelled.
     const first = new Map<string, CancelRequest>();
     for (const request of requests) if (!first.has(request.jobId)) first.set(request.jobId, request);
-    const jobs = await this.cancelEach([...first.values()], Prisma.sql`SKIP LOCKED`);
+    const jobs = await this.cancelEach([...first.values()]);
     const cancelled = new Map(jobs.map((one) => [one.job.id, one]));
     return requests.map((request) => (first.get(request.jobId) === request ? cancelled.get(request.jobId) : undefined));
   }
 
-  private async cancelEach(requests: CancelRequest[], ifLocked: Prisma.Sql): Promise<CancelledJob[]> {
+  private async cancelEach(requests: CancelRequest[]): Promise<CancelledJob[]> {
     const rows = await this.database.$queryRaw<CancelledRow[]>`
       WITH asked AS MATERIALIZED (
         SELECT j.id, k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug", r.idempotency_key
@@ -196,7 +188,7 @@ export class JobRepository {
         JOIN workspaces w ON w.id = k.workspace_id
         JOIN scenario_jobs j ON j.id = r.job_id AND j.workspace_id = w.id
         WHERE ${KEY_WORKS} AND w.active AND ${NOT_FINISHED}
-        FOR UPDATE OF j ${ifLocked}
+        FOR UPDATE OF j SKIP LOCKED
       )
       UPDATE scenario_jobs AS j
       SET status = 'cancelled', completed_at = GREATEST(now(), j.started_at),

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { type Caller, type PresentedKey } from '../../../auth/caller';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
@@ -6,8 +7,13 @@ import { Metrics } from '../../../infrastructure/metrics';
 import { cancelChannel } from '../doorbell';
 import { JobQueue } from '../job-queue';
 import { type CancelledJob, JobRepository, type JobRow } from '../job.repository';
-import { JobNotCancellable, JobNotFound } from '../job.errors';
+import { JobBusy, JobNotCancellable, JobNotFound } from '../job.errors';
 import { isCancellable } from '../job-status';
+
+/** How soon a job whose row is locked is asked for again: nothing of ours locks one for longer than a statement. */
+const LOCKED_AGAIN_MS = 10;
+/** How long that goes on. No connection to Postgres is held meanwhile, so that others are not kept from theirs. */
+const LOCKED_LIMIT_MS = 4000;
 
 /** What a cancel found and did, and for whom. */
 export type Cancelled = {
@@ -19,8 +25,8 @@ export type Cancelled = {
 
 /**
  * Cancels a job. The row decides, in one conditional statement that looks the API key up as well; once it is
- * committed nothing can complete the job any more. Only then is the queue told, or the worker that runs it: both only make the effect fast, and
- * either may fail without harm.
+ * committed nothing can complete the job any more. Only then is the queue told, or the worker that runs it: both only
+ * make the effect fast, and either may fail without harm.
  *
  * - queued, delayed or waiting for a retry: cancelled, and taken out of the queue. It never starts.
  * - processing: cancelled, and its worker is told to stop the task. Whatever it computes is discarded.
@@ -41,29 +47,29 @@ export class CancelJob {
   ) {}
 
   async cancel(key: PresentedKey, jobId: string, idempotencyKey: string | null): Promise<Cancelled> {
-    const request = { keyHash: key.hash, jobId, idempotencyKey };
-    const cancelled = await this.jobs.cancelAtOnce(request);
-    if (cancelled) return this.deliver(cancelled);
-    const caller = await key.identify();
-    const late = await this.jobs.cancel(request);
-    return late ? this.deliver(late) : this.explain(key, caller, jobId, idempotencyKey);
+    const deadline = performance.now() + LOCKED_LIMIT_MS;
+    for (;;) {
+      const cancelled = await this.jobs.cancel({ keyHash: key.hash, jobId, idempotencyKey });
+      if (cancelled) return this.deliver(cancelled);
+      const explained = await this.explain(await key.identify(), jobId, idempotencyKey);
+      if (explained) return explained;
+      if (performance.now() > deadline) throw new JobBusy(jobId);
+      await sleep(LOCKED_AGAIN_MS);
+    }
   }
 
-  /** Nothing was cancelled: says why, or repeats the answer that the first such request got. */
-  private async explain(
-    key: PresentedKey,
-    caller: Caller,
-    jobId: string,
-    idempotencyKey: string | null,
-  ): Promise<Cancelled> {
+  /**
+   * Nothing was cancelled: says why, or repeats the answer that the first such request got. Nothing when the job is
+   * open all the same: its row was locked, by a claim or a result that is under way.
+   */
+  private async explain(caller: Caller, jobId: string, idempotencyKey: string | null): Promise<Cancelled | undefined> {
     const same = idempotencyKey && (await this.jobs.findCancelledBy(caller.workspaceId, jobId, idempotencyKey));
     if (same) {
       this.metrics.cancelRequests.inc({ from: 'cancelled', outcome: 'replayed' });
       return { job: same, caller, outcome: 'replayed', from: 'cancelled' };
     }
     const job = await this.jobs.find(caller.workspaceId, jobId);
-    // Open, and yet not cancelled: since it was looked up the key has stopped working. It says so itself.
-    if (job && isCancellable(job.status)) return this.cancel(key, jobId, idempotencyKey);
+    if (job && isCancellable(job.status)) return undefined;
     this.metrics.cancelRequests.inc(
       job ? { from: job.status, outcome: 'not_cancellable' } : { from: 'none', outcome: 'not_found' },
     );

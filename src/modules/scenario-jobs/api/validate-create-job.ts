@@ -10,6 +10,8 @@ const KNOWN = new Set(
     .getTargetValidationMetadatas(CreateJobDto, '', true, false)
     .map(({ propertyName }) => propertyName),
 );
+/** As much of an unknown field's name as is told. */
+const MAX_NAME = 100;
 /** Of several rules that a field breaks, the first of these is told. */
 const RULES = ['isDefined', 'isString', 'isNotEmpty', 'isStorableText', 'isEmail', 'maxLength'];
 
@@ -52,7 +54,7 @@ function parse(text: string): object {
 function strangerIn(body: object): ApiError | undefined {
   for (const [name, value] of Object.entries(body)) {
     if (!UNSUPPORTED.has(name) && !KNOWN.has(name)) {
-      return new ApiError('unknown_field', `${name} is not a known field`);
+      return new ApiError('unknown_field', `${name.slice(0, MAX_NAME)} is not a known field`);
     }
     if (UNSUPPORTED.has(name) && value !== null) {
       return new ApiError('unsupported_field', `${name} is not supported yet`);
