@@ -100,16 +100,6 @@ describe('DELETE of one of many queued jobs', () => {
   });
   afterEach(() => crowded.stop());
 
-  const idOf = (job: number) => `q${String(job).padStart(11, '0')}`;
-
-  async function insertQueued(from: number, to: number, workspaceId = crowded.workspace.id) {
-    await crowded.pool.query(
-      `INSERT INTO scenario_jobs (id, workspace_id, user_email, prompt)
-       SELECT 'q' || lpad(i::text, 11, '0'), $1, 'ada@example.com', 'quick' FROM generate_series($2::int, $3::int) AS i`,
-      [workspaceId, from, to],
-    );
-  }
-
   /** How many rows of jobs were updated, and how many any statement has looked at; once so many were updated. */
   function rowsRead(updated: number) {
     return eventually(`${updated} updates are counted`, async () => {
@@ -128,17 +118,17 @@ describe('DELETE of one of many queued jobs', () => {
   ])('looks at that one only, also when %s', async (_when, { ended, of }) => {
     if (ended > 0) {
       const { workspace } = of === 'another workspace' ? await crowded.createWorkspace() : crowded;
-      await insertQueued(1, ended, workspace.id);
+      await crowded.insertQueued(ended, workspace.id);
       await crowded.pool.query(
         `UPDATE scenario_jobs SET status = 'cancelled', completed_at = now(), cancelled_by = $1`,
         [crowded.keyId],
       );
       await crowded.pool.query('VACUUM ANALYZE scenario_jobs');
     }
-    await insertQueued(ended + 1, ended + 4000);
+    const ids = await crowded.insertQueued(4000);
     const before = await rowsRead(ended);
-    for (let job = ended + 1; job <= ended + 20; job++) expect((await crowded.cancel(idOf(job))).status).toBe(200);
-    const together = Array.from({ length: 20 }, (_, job) => crowded.cancel(idOf(ended + 21 + job)));
+    for (const id of ids.slice(0, 20)) expect((await crowded.cancel(id)).status).toBe(200);
+    const together = ids.slice(20, 40).map((id) => crowded.cancel(id));
     for (const { status } of await Promise.all(together)) expect(status).toBe(200);
     // A connection tells what it has counted when it ends.
     await crowded.api.stop();

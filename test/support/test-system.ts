@@ -235,9 +235,32 @@ export class TestSystem {
     return { job, pid };
   }
 
+  /** Inserts so many queued jobs that the queue does not know, and returns their ids, in order. */
+  async insertQueued(count: number, workspaceId = this.workspace.id): Promise<string[]> {
+    const ids = Array.from({ length: count }, newId).sort();
+    await this.pool.query(
+      `INSERT INTO scenario_jobs (id, workspace_id, user_email, prompt)
+       SELECT unnest($1::text[]), $2, 'ada@example.com', 'cooperative'`,
+      [ids, workspaceId],
+    );
+    return ids;
+  }
+
   /** How many entries of the queue there are for the job. */
   isQueued(jobId: string) {
     return this.redis.exists(`${this.settings.QUEUE_PREFIX}:scenario-jobs:${jobId}`);
+  }
+
+  /** While `work` runs, somebody else has locked the job's row. */
+  async whileLocked<T>(jobId: string, work: () => Promise<T>): Promise<T> {
+    const client = await this.pool.connect();
+    try {
+      await client.query('BEGIN');
+      await client.query('SELECT FROM scenario_jobs WHERE id = $1 FOR UPDATE', [jobId]);
+      return await work();
+    } finally {
+      client.release(true);
+    }
   }
 
   /** While `work` runs, nobody can connect to the database and every connection to it is cut. */
