@@ -5,6 +5,8 @@ import { join } from 'node:path';
 import { DIST } from '../support/service-process';
 import { TestSystem } from '../support/test-system';
 
+const HOUR_MS = 3_600_000;
+
 let system: TestSystem;
 beforeAll(async () => {
   system = await TestSystem.start({ workers: 0 });
@@ -26,11 +28,14 @@ const works = async (key: string) => {
   const { status } = await system.request('GET', '/j1o2b3i4d5x6', { headers: { authorization: `Bearer ${key}` } });
   return status === 404;
 };
-const idOf = (name: string) =>
+/** The keys of this name as `list` shows them, oldest first. */
+const listed = (name: string) =>
   keys('list')
     .out.split('\n')
-    .find((line) => line.split('\t')[2] === name)
-    ?.split('\t')[0] as string;
+    .map((line) => line.split('\t'))
+    .filter(([, , shown]) => shown === name)
+    .map(([id = '', , , , , expires = '']) => ({ id, expires: Date.parse(expires.replace('expires ', '')) }));
+const idOf = (name: string) => listed(name)[0]!.id;
 
 describe('api-key', () => {
   it('create prints the key alone, and it works; the workspace is created', async () => {
@@ -47,6 +52,18 @@ describe('api-key', () => {
     expect(listed.out).toMatch(/listed\tactive\tcreated \S+\texpires \S+/);
   });
 
+  it.each([
+    ['30m', HOUR_MS / 2],
+    ['12h', 12 * HOUR_MS],
+    ['90d', 90 * 24 * HOUR_MS],
+  ])('create --expires %s: the key expires after so long', (time, milliseconds) => {
+    const began = Date.now();
+    keys('create', '--workspace', 'acme', '--name', time, '--expires', time);
+    const [created] = listed(time);
+    expect(created!.expires).toBeGreaterThanOrEqual(began + milliseconds);
+    expect(created!.expires).toBeLessThanOrEqual(Date.now() + milliseconds);
+  });
+
   it('revoke ends a key at once, and only once', async () => {
     const { out: key } = keys('create', '--workspace', 'acme', '--name', 'revoked');
     const id = idOf('revoked');
@@ -59,12 +76,7 @@ describe('api-key', () => {
     const { out: first } = keys('create', '--workspace', 'acme', '--name', 'rotated');
     const { out: second } = keys('rotate', idOf('rotated'), '--overlap', '1h');
     expect([await works(first), await works(second)]).toEqual([true, true]);
-    const newest = keys('list')
-      .out.split('\n')
-      .filter((line) => line.includes('\trotated\t'))
-      .at(-1)
-      ?.split('\t')[0] as string;
-    const { out: third } = keys('rotate', newest);
+    const { out: third } = keys('rotate', listed('rotated').at(-1)!.id);
     expect([await works(second), await works(third)]).toEqual([false, true]);
   });
 
@@ -93,6 +105,33 @@ describe('api-key', () => {
     child.stderr.on('data', (chunk) => (err += String(chunk)));
     const [code] = (await once(child, 'close')) as [number];
     expect({ code, err }).toEqual({ code: 0, err: '' });
+  });
+
+  it('rotate lets the old key end after the overlap, and the new one when the old one would have', async () => {
+    const { out: key } = keys('create', '--workspace', 'acme', '--name', 'overlapped', '--expires', '90d');
+    const [before] = listed('overlapped');
+    const began = Date.now();
+    keys('rotate', before!.id, '--overlap', '1h');
+    const [old, created] = listed('overlapped');
+    expect(old!.expires).toBeGreaterThanOrEqual(began + HOUR_MS);
+    expect(old!.expires).toBeLessThanOrEqual(Date.now() + HOUR_MS);
+    expect(created!.expires).toBe(before!.expires);
+    expect(await works(key)).toBe(true);
+  });
+
+  it('rotate never lets the old key live longer', () => {
+    keys('create', '--workspace', 'acme', '--name', 'short', '--expires', '30m');
+    const [before] = listed('short');
+    keys('rotate', before!.id, '--overlap', '1h');
+    expect(listed('short').map(({ expires }) => expires)).toEqual([before!.expires, before!.expires]);
+  });
+
+  it('rotate refuses a revoked key', () => {
+    keys('create', '--workspace', 'acme', '--name', 'ended');
+    const id = idOf('ended');
+    keys('revoke', id);
+    expect(keys('rotate', id, '--overlap', '1h')).toMatchObject({ status: 1, out: '' });
+    expect(listed('ended')).toHaveLength(1);
   });
 
   it.each([
