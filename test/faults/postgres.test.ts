@@ -177,6 +177,7 @@ describe('between a worker and Postgres', () => {
     proxy.silence();
     expect((await system.cancel(job.id)).status).toBe(200);
     await system.workers[0]!.untilLogged('could not ask which runs were cancelled');
+    expect((await fetch(`${system.workers[0]!.url}/readyz`)).status).toBe(503);
     proxy.clear();
     await system.untilStopped(job.id);
     expect(await groupIsAlive(pid)).toBe(false);

@@ -130,6 +130,20 @@ describe('Redis itself', () => {
     await redis.stop();
   });
 
+  it('is away: both processes are ready all the same, and say so', async () => {
+    await redis.end();
+    for (const { url } of [system.api, system.workers[0]!]) {
+      // Its first question to Postgres can take longer than it waits for an answer.
+      const ready = await eventually('Redis is down, and nothing else', async () => {
+        const response = await fetch(`${url}/readyz`);
+        const body = (await response.json()) as Record<string, unknown>;
+        return body.postgres === 'up' && body.redis === 'down' && { status: response.status, body };
+      });
+      expect(ready).toMatchObject({ status: 200, body: { status: 'degraded' } });
+    }
+    await redis.launch();
+  });
+
   it.each([
     {
       state: 'is a replica, which refuses to write',
