@@ -19,6 +19,14 @@ describe('a worker that is told to end', () => {
     expect((await system.get(next.id)).status).toBe('queued');
   });
 
+  it('takes back its sign of life', async () => {
+    system = await TestSystem.start();
+    const signs = async () => (await system.pool.query('SELECT FROM workers')).rowCount;
+    await eventually('it has given one', async () => (await signs()) === 1);
+    await system.workers[0]!.stop();
+    expect(await signs()).toBe(0);
+  });
+
   it.each(['cooperative', 'spin'])(
     'stops a %s run that takes too long: its job runs again elsewhere, and loses no attempt',
     async (species) => {
