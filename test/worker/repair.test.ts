@@ -1,3 +1,8 @@
+import { randomUUID } from 'node:crypto';
+import { pino } from 'pino';
+import { parseSettings } from '../../src/config/settings';
+import { Database } from '../../src/infrastructure/database';
+import { JobRepository, type Run } from '../../src/modules/scenario-jobs/job.repository';
 import { eventually } from '../support/eventually';
 import { OwnRedis } from '../support/own-redis';
 import { isAlive, TestSystem } from '../support/test-system';
@@ -119,5 +124,61 @@ describe('what the queue forgets, the rows know', () => {
     const { job } = await system.createRunning('cooperative');
     await system.cancel(job.id);
     await system.untilStopped(job.id);
+  });
+});
+
+describe('the reconciler', () => {
+  let system: TestSystem;
+  let database: Database;
+  let jobs: JobRepository;
+  // No worker, whose own reconciler would be first.
+  beforeAll(async () => {
+    system = await TestSystem.start({ workers: 0 });
+    database = new Database(parseSettings(system.settings), pino({ level: 'silent' }));
+    jobs = new JobRepository(database);
+  });
+  afterAll(async () => {
+    await database.$disconnect();
+    await system.stop();
+  });
+
+  async function runBy(workerId: string): Promise<Run> {
+    const run = { jobId: (await system.create('cooperative')).id, runId: randomUUID() };
+    if (!(await jobs.claim(run, workerId))) throw new Error('not claimed');
+    return run;
+  }
+
+  it('takes a cancelled run for lost when its worker has had the time to come back, and no sooner', async () => {
+    const run = await runBy('lost');
+    await system.cancel(run.jobId);
+    expect(await jobs.confirmLost(3_600_000)).toEqual([]);
+    expect(await jobs.confirmLost(1)).toEqual([run]);
+  });
+
+  it('forgets old workers, but not one that owes an answer', async () => {
+    await system.pool.query(`INSERT INTO workers (id, seen_at) VALUES
+      ('old', now() - interval '2 days'), ('indebted', now() - interval '2 days'), ('young', now())`);
+    await runBy('indebted');
+    await jobs.forgetOldWorkers();
+    const { rows } = await system.pool.query('SELECT id FROM workers ORDER BY id');
+    expect(rows).toEqual([{ id: 'indebted' }, { id: 'young' }]);
+  });
+
+  it('makes one pass at a time', async () => {
+    const passes: string[] = [];
+    const pass = (name: string, work?: () => Promise<void>) =>
+      jobs.alone(async () => {
+        passes.push(name);
+        await work?.();
+      }, 60_000);
+    await pass('first', () => pass('one more meanwhile'));
+    await pass('second');
+    expect(passes).toEqual(['first', 'second']);
+  });
+
+  it('adds every job that the queue does not know, however many they are', async () => {
+    const ids = await system.insertQueued(1010);
+    await system.startWorker({ WORKER_CONCURRENCY: '1' });
+    await eventually('the last one is queued', () => system.isQueued(ids.at(-1)!));
   });
 });
