@@ -27,8 +27,10 @@ describe('whoever writes first wins, and the other learns of it', () => {
   let database: Database;
   let jobs: JobRepository;
   beforeAll(async () => {
-    // The worker of these runs, or the reconciler of the real one would take them for lost.
-    await system.pool.query(`INSERT INTO workers (id, seen_at) VALUES ('worker-1', now() + interval '1 hour')`);
+    // The workers of these runs, or the reconciler of the real one would take them for lost.
+    await system.pool.query(
+      `INSERT INTO workers (id, seen_at) SELECT id, now() + interval '1 hour' FROM unnest(ARRAY['worker-1', 'worker-2']) AS id`,
+    );
     database = new Database(parseSettings(system.settings), pino({ level: 'silent' }));
     jobs = new JobRepository(database);
   });
