@@ -79,6 +79,21 @@ describe('DELETE of a queued job', () => {
     expect((await Promise.all(waiting)).map(({ status }) => status).sort()).toEqual([200, 400, 400]);
   });
 
+  it('gives up a row that stays locked: 503, and Postgres ends the statement by itself', async () => {
+    const { id } = await system.create('quick');
+    await system.whileLocked(id, async () => {
+      expect((await system.cancel(id)).status).toBe(503);
+      await eventually('no statement of the api is under way', async () => {
+        const { rowCount } = await system.pool.query(
+          `SELECT FROM pg_stat_activity WHERE application_name = $1 AND state <> 'idle'`,
+          [`scenario-jobs ${system.api.pid}`],
+        );
+        return rowCount === 0;
+      });
+    });
+    expect((await system.cancel(id)).status).toBe(200);
+  });
+
   it.each([
     ['JSON and no body', 'application/json', ''],
     ['JSON that is broken', 'application/json', '{"a":'],
@@ -147,6 +162,14 @@ describe('DELETE with an Idempotency-Key', () => {
     expect(retry.body).toEqual(first.body);
     expect((await system.cancel(id, { 'idempotency-key': 'two' })).status).toBe(400);
     expect((await system.cancel(id)).status).toBe(400);
+  });
+
+  it('is of its workspace: the same key from another one finds no such job', async () => {
+    const { id } = await system.create('quick');
+    const stranger = await system.createWorkspace();
+    expect((await system.cancel(id, { 'idempotency-key': 'one' })).status).toBe(200);
+    const foreign = { authorization: `Bearer ${stranger.key}`, 'idempotency-key': 'one' };
+    expect(await system.cancel(id, foreign)).toMatchObject({ status: 404, body: { error: { code: 'job_not_found' } } });
   });
 
   it('answers every one of many retries at once', async () => {
