@@ -36,6 +36,9 @@ bool said200 = false;
 #define UP (alive[w] && !frozen[w])
 #define MINE (status == processing && current == mine)
 #define LOST(o) (!alive[o] || frozen[o])
+/* Not heard of for WORKER_LOST_MS: by then its watchdog has ended its tasks. */
+#define GONE(o) (LOST(o) && !task[o])
+#define CLAIMABLE (status == queued || (status == processing && GONE(owner)))
 
 /* worker/queue-consumer.ts, worker/run-job.ts, worker/cancel-listener.ts */
 proctype Worker(byte w) {
@@ -46,9 +49,10 @@ end:
   :: !alive[w] -> break
   :: atomic { UP && entry == waiting -> entry = held; holder = w; again = false; mine = 0 } /* BullMQ: moveToActive */
      if /* JobRepository.claim */
-     :: atomic { UP && OPEN && attempt < ATTEMPTS ->
+     :: atomic { UP && CLAIMABLE && attempt < ATTEMPTS ->
           attempt++; mine = attempt; current = mine; owner = w; status = processing }
-     :: atomic { UP && OPEN && attempt == ATTEMPTS -> status = failed; goto drop } /* WORKER_LOST */
+     :: atomic { UP && CLAIMABLE && attempt == ATTEMPTS -> status = failed; goto drop } /* WORKER_LOST */
+     :: UP && OPEN && !CLAIMABLE -> again = true; goto drop /* taken */
      :: UP && !OPEN -> goto drop /* refused */
      :: !alive[w] -> goto dead
      fi;
@@ -127,7 +131,7 @@ end:
   :: atomic { status == queued && entry == absent -> entry = waiting } /* added */
   :: atomic { status == processing && entry == absent && LOST(owner) ->
        status = queued; current = 0; owner = 0; entry = waiting } /* requeued */
-  :: atomic { status == cancelled && current != 0 && !stopped && LOST(owner) && !task[owner] -> stopped = true } /* worker_lost */
+  :: atomic { status == cancelled && current != 0 && !stopped && GONE(owner) -> stopped = true } /* worker_lost */
   od
 }
 

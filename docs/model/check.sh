@@ -51,7 +51,7 @@ mutant() { # what, property, sed script
 
 mutants() {
   local failed=0
-  mutant 'a claim without its condition' safe 's/UP && OPEN && attempt < ATTEMPTS/UP \&\& attempt < ATTEMPTS/' || failed=1
+  mutant 'a claim without its condition' safe 's/UP && CLAIMABLE && attempt < ATTEMPTS/UP \&\& attempt < ATTEMPTS/' || failed=1
   mutant 'a result without its run' safe 's/^#define MINE .*/#define MINE (status == processing)/' || failed=1
   mutant 'a result without its status' safe 's/^#define MINE .*/#define MINE (current == mine)/' || failed=1
   mutant 'a cancel that reads, then writes' safe \

@@ -115,6 +115,24 @@ describe('POST of a job', () => {
     ['null', 'null', 'invalid_json', 'Request body must be a JSON object'],
     ['a string', '"text"', 'invalid_json', 'Request body must be a JSON object'],
     ['broken JSON', '{"prompt":', 'invalid_json', 'Request body is not valid JSON'],
+    [
+      'bytes that are no UTF-8',
+      Buffer.from('{"prompt":"caf\xe9"}', 'latin1'),
+      'invalid_json',
+      'Request body is not valid UTF-8',
+    ],
+    [
+      'characters that only vary others',
+      { ...good, prompt: 'x\ufe0f'.repeat(5001) },
+      'prompt_too_long',
+      'prompt must be at most 10000 characters',
+    ],
+    [
+      'a field of a long name',
+      { ...good, ['x'.repeat(1000)]: 1 },
+      'unknown_field',
+      `${'x'.repeat(100)} is not a known field`,
+    ],
   ])('refuses %s', async (_what, body, code, message) => {
     const answer = await post(body);
     expect({ status: answer.status, body: answer.body }).toEqual({

@@ -161,7 +161,9 @@ export class TestSystem {
         ...(body !== undefined && { 'content-type': 'application/json' }),
         ...headers,
       },
-      ...(body !== undefined && { body: typeof body === 'string' ? body : JSON.stringify(body) }),
+      ...(body !== undefined && {
+        body: typeof body === 'string' || body instanceof Uint8Array ? body : JSON.stringify(body),
+      }),
     });
     return { status: response.status, headers: response.headers, body: (await response.json()) as Body };
   }
@@ -251,12 +253,12 @@ export class TestSystem {
     return this.redis.exists(`${this.settings.QUEUE_PREFIX}:scenario-jobs:${jobId}`);
   }
 
-  /** While `work` runs, somebody else has locked the job's row. */
-  async whileLocked<T>(jobId: string, work: () => Promise<T>): Promise<T> {
+  /** While `work` runs, somebody else has locked the row of a job, or of something else. */
+  async lockRow<T>(id: string, work: () => Promise<T>, table = 'scenario_jobs'): Promise<T> {
     const client = await this.pool.connect();
     try {
       await client.query('BEGIN');
-      await client.query('SELECT FROM scenario_jobs WHERE id = $1 FOR UPDATE', [jobId]);
+      await client.query(`SELECT FROM ${table} WHERE id = $1 FOR UPDATE`, [id]);
       return await work();
     } finally {
       client.release(true);
@@ -274,18 +276,6 @@ export class TestSystem {
     } finally {
       await server.query(`ALTER DATABASE ${this.name} ALLOW_CONNECTIONS true`);
       await server.end();
-    }
-  }
-
-  /** While `work` runs, the row of the job is locked. */
-  async lockRow(jobId: string, work: () => Promise<void>) {
-    const client = await this.pool.connect();
-    try {
-      await client.query('BEGIN');
-      await client.query('SELECT FROM scenario_jobs WHERE id = $1 FOR UPDATE', [jobId]);
-      await work();
-    } finally {
-      client.release(true);
     }
   }
 

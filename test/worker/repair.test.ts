@@ -56,25 +56,22 @@ describe('what the queue forgets, the rows know', () => {
   });
 
   it('a row that somebody has locked keeps no other job from its repair', async () => {
-    const locks = await system.pool.connect();
-    const lost = await Promise.all([system.createRunning('cooperative'), system.createRunning('cooperative')]);
-    const rows = lost.map(({ job }) => job.id);
+    const [cancelled, lost] = await Promise.all([
+      system.createRunning('cooperative'),
+      system.createRunning('cooperative'),
+    ]);
     system.workers[0]!.signal('SIGSTOP');
-    expect((await system.cancel(rows[0]!)).status).toBe(200);
+    expect((await system.cancel(cancelled.job.id)).status).toBe(200);
     system.workers[0]!.signal('SIGKILL');
-    try {
-      await locks.query('BEGIN');
-      await locks.query('SELECT FROM scenario_jobs WHERE id = ANY ($1) FOR UPDATE', [rows]);
+    const repairing = async () => {
       const waiting = await Promise.all([1, 2, 3, 4].map(() => system.create('quick')));
       await system.redis.flushall();
       await system.startWorker({ CANCEL_POLL_MS: '200', BLIND_MS: '900', WORKER_LOST_MS: '1000' });
       for (const { id } of waiting) await system.untilStatus(id, 'completed');
-    } finally {
-      await locks.query('ROLLBACK');
-      locks.release();
-    }
-    expect(await system.untilStopped(rows[0]!)).toMatchObject({ stopped_how: 'worker_lost' });
-    await eventually('the other one runs again', async () => (await system.row(rows[1]!)).attempt === 2);
+    };
+    await system.lockRow(cancelled.job.id, () => system.lockRow(lost.job.id, repairing));
+    expect(await system.untilStopped(cancelled.job.id)).toMatchObject({ stopped_how: 'worker_lost' });
+    await eventually('the other one runs again', async () => (await system.row(lost.job.id)).attempt === 2);
   });
 
   it('a doorbell that Redis refuses ends no worker', async () => {
@@ -144,7 +141,7 @@ describe('the reconciler', () => {
 
   async function runBy(workerId: string): Promise<Run> {
     const run = { jobId: (await system.create('cooperative')).id, runId: randomUUID() };
-    if (!(await jobs.claim(run, workerId))) throw new Error('not claimed');
+    expect(await jobs.claim(run, workerId, 1)).toMatchObject({ attempt: 1 });
     return run;
   }
 
