@@ -124,6 +124,13 @@ describe('the database refuses', () => {
     );
   });
 
+  it.each(JOB_STATUSES.filter(isTerminal))('but not that a %s job is deleted, its scenario first', async (status) => {
+    const id = await jobIn(status);
+    await system.pool.query('DELETE FROM scenarios WHERE job_id = $1', [id]);
+    const { rowCount } = await system.pool.query('DELETE FROM scenario_jobs WHERE id = $1', [id]);
+    expect(rowCount).toBe(1);
+  });
+
   it('to confirm a stop twice', async () => {
     const id = await jobIn('processing');
     await move(id, 'cancelled');

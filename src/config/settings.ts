@@ -99,7 +99,9 @@ export const SETTINGS = {
     .regex(/^[A-Za-z_]\w*(,[A-Za-z_]\w*)*$/, 'must be variable names separated by commas')
     .transform((names) => names.split(','))
     .optional()
-    .describe('Further variables that a task inherits, by name, separated by commas. It inherits no others.'),
+    .describe(
+      'Further variables that a task inherits, by name, separated by commas; see docs/operations.md for the others.',
+    ),
   TASK_MEMORY_MB: count(512, 1_048_576, "Limit of a task's JavaScript heap.", 16),
   TASK_TIMEOUT_MS: milliseconds(900_000, 'A run that takes longer is stopped and its job fails.'),
   WORKER_CONCURRENCY: count(4, 1000, 'Jobs that one worker runs at the same time.'),
@@ -112,7 +114,11 @@ export const SETTINGS = {
   CANCEL_POLL_MS: milliseconds(2000, 'How often a worker asks Postgres which of its runs were cancelled.', 50),
   BLIND_MS: milliseconds(60_000, 'A worker that cannot ask for so long stops its tasks.'),
   WATCHDOG_MS: milliseconds(10_000, 'A worker process frozen for so long loses its tasks to its watchdog.', 1000),
-  LOCK_MS: milliseconds(30_000, 'How long BullMQ leaves a job to a worker that it does not hear from.', 1000),
+  LOCK_MS: milliseconds(
+    30_000,
+    'How long BullMQ leaves a job to a worker that it does not hear from, before it looks whether another may have it.',
+    1000,
+  ),
   WORKER_LOST_MS: milliseconds(90_000, 'A worker not heard of in Postgres for so long counts as dead.'),
   RECONCILE_MS: milliseconds(10_000, 'How often rows and queue are compared and repaired.', 50),
   DRAIN_MS: milliseconds(25_000, 'How long a worker told to shut down waits for its runs before it stops them.', 0),
