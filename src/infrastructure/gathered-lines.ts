@@ -11,8 +11,9 @@ const LAST_LINES_MS = 2000;
 
 /**
  * Standard output for a log of many lines: written to once there is a page of them, or they are a tenth of a second
- * old. Nobody waits for a reader that is slow, but the end of the process for a moment. What is left at a fatal line is
- * written at once; a process that is killed loses it. pino's own buffer never lets a process end whose output nobody reads any more.
+ * old. Nobody waits for a reader that is slow, only the end of the process, for a moment. What is left at a fatal line
+ * is written at once; a process that is killed loses it. pino's own buffer never lets a process end whose output
+ * nobody reads any more.
  */
 export function gatheredLines(): DestinationStream & { flush(done: () => void): void; flushSync(): void } {
   // What comes while that much waits for a reader is dropped.

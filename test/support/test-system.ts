@@ -100,7 +100,12 @@ export class TestSystem {
     system.redis.on('error', () => undefined);
     ({ workspace: system.workspace, key: system.key, keyId: system.keyId } = await system.createWorkspace());
     await system.startApi();
-    await Promise.all(Array.from({ length: workers }, () => system.startWorker()));
+    const starts = await Promise.allSettled(Array.from({ length: workers }, () => system.startWorker()));
+    for (const start of starts) {
+      if (start.status === 'fulfilled') continue;
+      await system.stop();
+      throw start.reason;
+    }
     return system;
   }
 
