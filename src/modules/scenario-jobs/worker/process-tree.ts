@@ -23,7 +23,7 @@ const AT_ONCE = 16;
  * Kills trees and returns when nothing of them lives. Each group gets one signal as a whole, which no process in it
  * can escape by forking. Beside the groups themselves these are, on Linux, processes that left them (`setsid`, a
  * daemon): they are found by the run's id in their environment, as build servers do. One that clears its environment
- * as well is not found, nor one that forks faster than it can be looked for; that takes intent.
+ * as well is not found, nor one that forks faster than it can be looked for.
  */
 export async function killTrees(trees: readonly ProcessTree[]): Promise<void> {
   const groups = new Set(trees.map(({ groupId }) => groupId));

@@ -18,6 +18,8 @@ const FAREWELL_MS = 5000;
 /** Starts the parts of a worker in order, and stops them in the opposite one. */
 @Injectable()
 export class WorkerLifecycle implements BeforeApplicationShutdown {
+  private ending = false;
+
   constructor(
     private readonly watchdog: Watchdog,
     private readonly listener: CancelListener,
@@ -32,6 +34,7 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
 
   /** Not before all else has been started: a worker that fails to start must not have begun a run. */
   start(): void {
+    if (this.ending) return; // Told to end while it was starting.
     this.watchdog.start();
     this.listener.start();
     this.reconciler.start();
@@ -39,6 +42,7 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
   }
 
   async beforeApplicationShutdown(): Promise<void> {
+    this.ending = true;
     await this.drain();
     await this.atMost(FAREWELL_MS, 'farewell', this.sayFarewell());
     // What it still watches it kills now.
