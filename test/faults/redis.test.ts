@@ -73,14 +73,14 @@ describe('between the service and Redis', () => {
 
   it('nothing passes for longer than a lock lasts: a run goes on, and nobody else begins another', async () => {
     await start({ LOCK_MS: '1000' });
-    const { job } = await system.createRunning('slow 8000');
+    const { job } = await system.createRunning('cooperative');
     await proxy.refuse();
     await eventually('its lock is lost', async () => (await system.redis.exists(lockOf(system, job.id))) === 0);
     await proxy.accept();
     await system.workers[0]!.untilLogged('run refused: the job is run by a worker that lives', job.id);
-    await system.untilStatus(job.id, 'completed');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    expect(await system.untilStopped(job.id)).toMatchObject({ attempt: 1, stopped_how: 'graceful' });
     expect(system.workers[0]!.logs.filter(({ msg }) => msg === 'run began')).toHaveLength(1);
-    expect((await system.row(job.id)).attempt).toBe(1);
     await eventually('the queue has dropped it', async () => (await system.isQueued(job.id)) === 0);
   });
 
