@@ -21,9 +21,7 @@ export class ErrorFilter implements ExceptionFilter {
       ...(thrown instanceof JobNotCancellable && { from: thrown.status }),
     };
     if (error.code === 'internal_error') request.log.error({ err: thrown }, 'unexpected error');
-    if (error.code === 'service_unavailable') {
-      request.log.warn({ err: thrown }, whyUnavailable(thrown));
-    }
+    if (error.code === 'service_unavailable') request.log.warn({ err: thrown }, whyUnavailable(thrown));
     sendError(reply, error);
   }
 }

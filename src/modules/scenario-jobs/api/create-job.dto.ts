@@ -1,13 +1,5 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
-import {
-  IsDefined,
-  isEmail,
-  IsNotEmpty,
-  IsOptional,
-  IsString,
-  registerDecorator,
-  type ValidationOptions,
-} from 'class-validator';
+import { IsDefined, isEmail, IsNotEmpty, IsOptional, IsString, ValidateBy } from 'class-validator';
 import { isStorable } from '../../../infrastructure/text';
 
 export const MAX_PROMPT = 10_000;
@@ -15,46 +7,35 @@ export const MAX_CONTEXT = 50_000;
 const MAX_NAME = 255;
 
 /** An email address. class-validator's own decorator throws at half of a surrogate pair. */
-function IsEmailAddress(options: ValidationOptions) {
-  return (target: object, propertyName: string) =>
-    registerDecorator({
-      name: 'isEmail',
-      target: target.constructor,
-      propertyName,
-      options,
-      validator: { validate: (value) => typeof value === 'string' && value.isWellFormed() && isEmail(value) },
-    });
-}
+const IsEmailAddress = () =>
+  ValidateBy({
+    name: 'isEmail',
+    validator: {
+      validate: (value) => typeof value === 'string' && value.isWellFormed() && isEmail(value),
+      defaultMessage: () => '$property must be an email address',
+    },
+  });
 
 /** Text that Postgres and UTF-8 can hold: no NUL, no half of a surrogate pair. */
-function IsStorableText(options?: ValidationOptions) {
-  return (target: object, propertyName: string) =>
-    registerDecorator({
-      name: 'isStorableText',
-      target: target.constructor,
-      propertyName,
-      options,
-      validator: {
-        validate: (value: unknown) => typeof value !== 'string' || isStorable(value),
-        defaultMessage: () => '$property must be valid Unicode text without NUL characters',
-      },
-    });
-}
+const IsStorableText = () =>
+  ValidateBy({
+    name: 'isStorableText',
+    validator: {
+      validate: (value) => typeof value !== 'string' || isStorable(value),
+      defaultMessage: () => '$property must be valid Unicode text without NUL characters',
+    },
+  });
 
 /** At most so many characters: code points. class-validator's own decorator leaves some out of its count. */
-function MaxCharacters(most: number) {
-  return (target: object, propertyName: string) =>
-    registerDecorator({
-      name: 'maxLength',
-      target: target.constructor,
-      propertyName,
-      constraints: [most],
-      validator: {
-        validate: (value: unknown) => typeof value !== 'string' || isAtMost(value, most),
-        defaultMessage: () => '$property must be at most $constraint1 characters',
-      },
-    });
-}
+const MaxCharacters = (most: number) =>
+  ValidateBy({
+    name: 'maxLength',
+    constraints: [most],
+    validator: {
+      validate: (value) => typeof value !== 'string' || isAtMost(value, most),
+      defaultMessage: () => '$property must be at most $constraint1 characters',
+    },
+  });
 
 /** Of a text that is far too long nothing is counted. */
 const isAtMost = (text: string, most: number) => text.length <= 2 * most && [...text].length <= most;
@@ -69,7 +50,7 @@ export class CreateJobDto {
   @IsDefined(required)
   @IsString(text)
   @IsStorableText()
-  @IsEmailAddress({ message: '$property must be an email address' })
+  @IsEmailAddress()
   user_email!: string;
 
   @ApiProperty({ minLength: 1, maxLength: MAX_PROMPT, description: 'What the scenario is about' })
