@@ -141,10 +141,11 @@ describe('DELETE of one of many queued jobs', () => {
   }
 
   it.each([
-    ['there are no statistics of the table', { ended: 0, of: 'this workspace' }],
-    ['its statistics are of a time with an empty queue', { ended: 500, of: 'this workspace' }],
-    ['they know nothing of the workspace', { ended: 500, of: 'another workspace' }],
-  ])('looks at that one only, also when %s', async (_when, { ended, of }) => {
+    ['there are no statistics of the table', { ended: 0, of: 'this workspace', early: 0 }],
+    ['there are none, and few jobs were there at first', { ended: 0, of: 'this workspace', early: 10 }],
+    ['its statistics are of a time with an empty queue', { ended: 500, of: 'this workspace', early: 0 }],
+    ['they know nothing of the workspace', { ended: 500, of: 'another workspace', early: 0 }],
+  ])('looks at that one only, also when %s', async (_when, { ended, of, early }) => {
     if (ended > 0) {
       const { workspace } = of === 'another workspace' ? await crowded.createWorkspace() : crowded;
       await crowded.insertQueued(ended, workspace.id);
@@ -154,16 +155,19 @@ describe('DELETE of one of many queued jobs', () => {
       );
       await crowded.pool.query('VACUUM ANALYZE scenario_jobs');
     }
-    const ids = await crowded.insertQueued(4000);
     const before = await rowsRead(ended);
+    // Postgres plans a statement for good after a few times.
+    for (const id of await crowded.insertQueued(early)) expect((await crowded.cancel(id)).status).toBe(200);
+    const ids = await crowded.insertQueued(4000);
     for (const id of ids.slice(0, 20)) expect((await crowded.cancel(id)).status).toBe(200);
     const together = ids.slice(20, 40).map((id) => crowded.cancel(id));
     for (const { status } of await Promise.all(together)) expect(status).toBe(200);
     // A connection tells what it has counted when it ends.
     await crowded.api.stop();
-    const after = await rowsRead(ended + 40);
+    const cancels = early + 40;
+    const after = await rowsRead(ended + cancels);
     // Each is found twice, by its id; a generous few of anything else.
-    expect(after.read - before.read).toBeLessThan(40 * 10);
+    expect(after.read - before.read).toBeLessThan(cancels * 10);
   });
 });
 

@@ -81,11 +81,13 @@ function toCancelledJob(row: CancelledRow): CancelledJob {
 }
 
 /**
- * Not `status IN ('queued', 'processing')`, which is the condition of the index `scenario_jobs_unfinished`: in a
- * statement that joins, Postgres would read all of that index for each job, if its statistics are of a time with an
- * empty queue. This condition no index serves, so that a job is reached by its primary key.
+ * Two conditions that say more than they must, so that no index serves them and the cancel reaches each job by its primary
+ * key. In a statement that joins, Postgres with old statistics, or none, would take another way: read all of the index
+ * `scenario_jobs_unfinished`, whose condition is `status IN ('queued', 'processing')`, all jobs of the workspace, or the
+ * whole table.
  */
 const NOT_FINISHED = Prisma.sql`j.status NOT IN ('completed', 'failed', 'cancelled')`;
+const OF_WORKSPACE = Prisma.sql`(j.workspace_id = w.id) IS TRUE`;
 
 /** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */
 const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
@@ -186,7 +188,7 @@ export class JobRepository {
                AS r (job_id, key_hash, idempotency_key)
         JOIN api_keys k ON k.hash = r.key_hash
         JOIN workspaces w ON w.id = k.workspace_id
-        JOIN scenario_jobs j ON j.id = r.job_id AND j.workspace_id = w.id
+        JOIN scenario_jobs j ON j.id = r.job_id AND ${OF_WORKSPACE}
         WHERE ${KEY_WORKS} AND w.active AND ${NOT_FINISHED}
         FOR UPDATE OF j SKIP LOCKED
       )
