@@ -121,56 +121,6 @@ describe('DELETE of a queued job', () => {
   });
 });
 
-describe('DELETE of one of many queued jobs', () => {
-  let crowded: TestSystem;
-  beforeEach(async () => {
-    crowded = await TestSystem.start({ workers: 0 });
-    await crowded.pool.query('ALTER TABLE scenario_jobs SET (autovacuum_enabled = false)');
-  });
-  afterEach(() => crowded.stop());
-
-  /** How many rows of jobs were updated, and how many any statement has looked at; once so many were updated. */
-  function rowsRead(updated: number) {
-    return eventually(`${updated} updates are counted`, async () => {
-      const { rows } = await crowded.pool.query<{ updated: number; read: number }>(`
-        SELECT n_tup_upd::int AS updated,
-          (seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes i WHERE i.relid = t.relid))::int AS read
-        FROM pg_stat_user_tables t WHERE relname = 'scenario_jobs'`);
-      return rows[0]!.updated === updated && rows[0];
-    });
-  }
-
-  it.each([
-    ['there are no statistics of the table', { ended: 0, of: 'this workspace', early: 0 }],
-    ['there are none, and few jobs were there at first', { ended: 0, of: 'this workspace', early: 10 }],
-    ['its statistics are of a time with an empty queue', { ended: 500, of: 'this workspace', early: 0 }],
-    ['they know nothing of the workspace', { ended: 500, of: 'another workspace', early: 0 }],
-  ])('looks at that one only, also when %s', async (_when, { ended, of, early }) => {
-    if (ended > 0) {
-      const { workspace } = of === 'another workspace' ? await crowded.createWorkspace() : crowded;
-      await crowded.insertQueued(ended, workspace.id);
-      await crowded.pool.query(
-        `UPDATE scenario_jobs SET status = 'cancelled', completed_at = now(), cancelled_by = $1`,
-        [crowded.keyId],
-      );
-      await crowded.pool.query('VACUUM ANALYZE scenario_jobs');
-    }
-    const before = await rowsRead(ended);
-    // Postgres plans a statement for good after a few times.
-    for (const id of await crowded.insertQueued(early)) expect((await crowded.cancel(id)).status).toBe(200);
-    const ids = await crowded.insertQueued(4000);
-    for (const id of ids.slice(0, 20)) expect((await crowded.cancel(id)).status).toBe(200);
-    const together = ids.slice(20, 40).map((id) => crowded.cancel(id));
-    for (const { status } of await Promise.all(together)) expect(status).toBe(200);
-    // A connection tells what it has counted when it ends.
-    await crowded.api.stop();
-    const cancels = early + 40;
-    const after = await rowsRead(ended + cancels);
-    // Each is found twice, by its id; a generous few of anything else.
-    expect(after.read - before.read).toBeLessThan(cancels * 10);
-  });
-});
-
 describe('DELETE with an Idempotency-Key', () => {
   it('answers a retry with the 200 of the request that cancelled the job', async () => {
     const { id } = await system.create('quick');

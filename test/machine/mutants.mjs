@@ -9,7 +9,7 @@ export const MUTANTS = [
     name: 'claim-without-its-condition',
     says: 'a worker begins a job whatever its status is',
     file: repository,
-    find: /(WHERE j\.id = \$\{jobId\}) AND \(j\.status = 'queued' OR [^`]*?(\s+RETURNING id, attempt)/,
+    find: /(WHERE j\.id = \$\{jobId\}) AND \$\{NOT_FINISHED\} AND \(j\.status = 'queued' OR [^`]*?(\s+RETURNING id, attempt)/,
     replace: '$1$2',
   },
   {

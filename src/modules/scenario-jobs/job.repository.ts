@@ -81,13 +81,13 @@ function toCancelledJob(row: CancelledRow): CancelledJob {
 }
 
 /**
- * Two conditions that say more than they must, so that no index serves them and the cancel reaches each job by its primary
- * key. In a statement that joins, Postgres with old statistics, or none, would take another way: read all of the index
- * `scenario_jobs_unfinished`, whose condition is `status IN ('queued', 'processing')`, all jobs of the workspace, or the
- * whole table.
+ * Two conditions in a form that no index serves, so that a job is reached by its primary key. With old statistics, or
+ * none, Postgres would think another way as short. Not `status IN ('queued', 'processing')`, which is the condition of
+ * the index `scenario_jobs_unfinished`: all of that would be read for each job.
  */
 const NOT_FINISHED = Prisma.sql`j.status NOT IN ('completed', 'failed', 'cancelled')`;
-const OF_WORKSPACE = Prisma.sql`(j.workspace_id = w.id) IS TRUE`;
+/** Without the `IS TRUE` all jobs of the workspace would be. */
+const isOf = (workspaceId: Prisma.Sql | string) => Prisma.sql`(j.workspace_id = ${workspaceId}) IS TRUE`;
 
 /** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */
 const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
@@ -143,7 +143,7 @@ export class JobRepository {
     if (!isId(jobId)) return undefined;
     const rows = await this.database.$queryRaw<JobRow[]>`
       SELECT ${JOB}, ${SCENARIO} FROM scenario_jobs j LEFT JOIN scenarios s ON s.job_id = j.id
-      WHERE j.id = ${jobId} AND j.workspace_id = ${workspaceId}`;
+      WHERE j.id = ${jobId} AND ${isOf(workspaceId)}`;
     return rows[0];
   }
 
@@ -188,7 +188,7 @@ export class JobRepository {
                AS r (job_id, key_hash, idempotency_key)
         JOIN api_keys k ON k.hash = r.key_hash
         JOIN workspaces w ON w.id = k.workspace_id
-        JOIN scenario_jobs j ON j.id = r.job_id AND ${OF_WORKSPACE}
+        JOIN scenario_jobs j ON j.id = r.job_id AND ${isOf(Prisma.sql`w.id`)}
         WHERE ${KEY_WORKS} AND w.active AND ${NOT_FINISHED}
         FOR UPDATE OF j SKIP LOCKED
       )
@@ -206,7 +206,7 @@ export class JobRepository {
     if (!isId(jobId)) return undefined;
     const rows = await this.database.$queryRaw<JobRow[]>`
       SELECT ${JOB}, ${NO_SCENARIO} FROM scenario_jobs j
-      WHERE j.id = ${jobId} AND j.workspace_id = ${workspaceId}
+      WHERE j.id = ${jobId} AND ${isOf(workspaceId)}
         AND j.status = 'cancelled' AND j.cancel_idempotency_key = ${idempotencyKey}`;
     return rows[0];
   }
@@ -221,7 +221,7 @@ export class JobRepository {
       UPDATE scenario_jobs j
       SET status = 'processing', run_id = ${runId}::uuid, worker_id = ${workerId}, attempt = attempt + 1,
           started_at = COALESCE(started_at, now())
-      WHERE j.id = ${jobId} AND (j.status = 'queued' OR (j.status = 'processing' AND ${isLost(lostMs)}))
+      WHERE j.id = ${jobId} AND ${NOT_FINISHED} AND (j.status = 'queued' OR ${isLost(lostMs)})
       RETURNING id, attempt, user_email AS "userEmail", prompt, context, scenario_slug AS "scenarioSlug",
                 request_id AS "requestId"`;
     if (rows[0]) return rows[0];

@@ -1,0 +1,101 @@
+import { randomUUID } from 'node:crypto';
+import { pino } from 'pino';
+import { hashApiKey } from '../src/auth/api-key';
+import { parseSettings } from '../src/config/settings';
+import { Database } from '../src/infrastructure/database';
+import { newId } from '../src/infrastructure/ids';
+import { JobRepository } from '../src/modules/scenario-jobs/job.repository';
+import { eventually } from './support/eventually';
+import { TestSystem } from './support/test-system';
+
+const CROWD = 4000;
+const WORKER_LOST_MS = 60_000;
+
+/** Which way Postgres takes to a row depends on what it thinks that there is, and it may know nothing yet. */
+describe('what is asked about one job', () => {
+  let system: TestSystem;
+  let database: Database;
+  let jobs: JobRepository;
+  beforeEach(async () => {
+    system = await TestSystem.start({ workers: 0 });
+    await system.pool.query('ALTER TABLE scenario_jobs SET (autovacuum_enabled = false)');
+    // One statement at a time, all on one connection, which plans each for good after a few times.
+    database = new Database(parseSettings(system.settings), pino({ level: 'silent' }));
+    jobs = new JobRepository(database);
+    await jobs.reportAlive('worker');
+  });
+  afterEach(async () => {
+    await database?.$disconnect();
+    await system.stop();
+  });
+
+  const cancel = (jobId: string) =>
+    jobs.cancel({ keyHash: hashApiKey(system.key), jobId, idempotencyKey: `cancel ${jobId}` });
+
+  /** Every statement about a job of which there are many, in one of three lives. Returns how many updates that makes. */
+  async function live(jobId: string, life: number): Promise<number> {
+    const { id: workspaceId } = system.workspace;
+    const run = { jobId, runId: randomUUID() };
+    const claim = () => jobs.claim(run, 'worker', WORKER_LOST_MS);
+    await claim();
+    expect(await jobs.requeue(run, { interrupted: true })).toBe(true);
+    await claim();
+    expect(await claim()).toBe('taken');
+    expect(await jobs.find(workspaceId, jobId)).toMatchObject({ status: 'processing' });
+    if (life % 3 === 0) expect(await jobs.complete(run, { name: 'n', slug: newId(), content: {} })).toBe(true);
+    if (life % 3 === 1) expect(await jobs.fail(run, { code: 'X', message: 'x' })).toBe(true);
+    if (life % 3 === 2) {
+      expect(await cancel(jobId)).toBeDefined();
+      expect(await jobs.findCancelledBy(workspaceId, jobId, `cancel ${jobId}`)).toBeDefined();
+      expect(await jobs.confirmStopped(run, 'graceful')).toBeDefined();
+    }
+    expect(await jobs.findEnd(run)).not.toBeNull();
+    return life % 3 === 2 ? 5 : 4;
+  }
+
+  async function liveAll(ids: string[]): Promise<number> {
+    let updates = 0;
+    for (const [life, id] of ids.entries()) updates += await live(id, life);
+    return updates;
+  }
+
+  /** How many rows of jobs any statement has looked at, once so many updates are counted. */
+  async function rowsRead(updated: number): Promise<number> {
+    const counted = await eventually(`${updated} updates are counted`, async () => {
+      const { rows } = await system.pool.query<{ updated: number; read: number }>(`
+        SELECT n_tup_upd::int AS updated,
+          (seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes i WHERE i.relid = t.relid))::int AS read
+        FROM pg_stat_user_tables t WHERE relname = 'scenario_jobs'`);
+      return rows[0]!.updated === updated && rows[0];
+    });
+    return counted.read;
+  }
+
+  it.each([
+    ['there are no statistics of the table', { ended: 0, of: 'this workspace', early: 0 }],
+    ['there are none, and few jobs were there at first', { ended: 0, of: 'this workspace', early: 18 }],
+    ['its statistics are of a time with an empty queue', { ended: 500, of: 'this workspace', early: 0 }],
+    ['they know nothing of the workspace', { ended: 500, of: 'another workspace', early: 0 }],
+  ])('looks at that one only, also when %s', async (_when, { ended, of, early }) => {
+    if (ended > 0) {
+      const { workspace } = of === 'another workspace' ? await system.createWorkspace() : system;
+      await system.insertQueued(ended, workspace.id);
+      await system.pool.query(
+        `UPDATE scenario_jobs SET status = 'cancelled', completed_at = now(), cancelled_by = $1`,
+        [system.keyId],
+      );
+      await system.pool.query('VACUUM ANALYZE scenario_jobs');
+    }
+    const before = await rowsRead(ended);
+    const first = await liveAll(await system.insertQueued(early));
+    const ids = await system.insertQueued(CROWD);
+    const updates = first + (await liveAll(ids.slice(0, 24)));
+    const together = ids.slice(24, 44);
+    expect(await Promise.all(together.map(cancel))).not.toContain(undefined);
+    // A connection tells what it has counted when it ends.
+    await database.$disconnect();
+    const after = await rowsRead(ended + updates + together.length);
+    // All of these together look at fewer than there are: none of them looks at all.
+    expect(after - before).toBeLessThan(CROWD);
+  });
+});
