@@ -41,6 +41,21 @@ describe('what the queue forgets, the rows know', () => {
     }
   });
 
+  it.each([
+    ['the order of those that wait', (keyOf: (name: string) => string) => [keyOf('prioritized')]],
+    ['their entries', (keyOf: (name: string) => string, ids: string[]) => ids.map(keyOf)],
+  ])('Redis loses a part, %s: every job still ends', async (_what, lost) => {
+    const busy = await Promise.all([system.createRunning('cooperative'), system.createRunning('cooperative')]);
+    const waiting = await Promise.all([1, 2, 3, 4].map(() => system.create('quick')));
+    const keyOf = (name: string) => `${system.settings.QUEUE_PREFIX}:scenario-jobs:${name}`;
+    const ids = waiting.map(({ id }) => id);
+    const keys = lost(keyOf, ids);
+    expect(await system.redis.del(...keys)).toBe(keys.length);
+    for (const { job } of busy) await system.cancel(job.id);
+    for (const id of ids) await system.untilStatus(id, 'completed');
+    for (const id of ids) expect((await system.row(id)).attempt).toBe(1);
+  });
+
   it('a run whose worker died together with Redis is begun again', async () => {
     await system.stop();
     system = await TestSystem.start({

@@ -61,16 +61,26 @@ export class JobQueue implements OnApplicationShutdown {
     return this.limited('doorbell', () => ring(this.redis, channel, message));
   }
 
-  /** Those of the jobs that the queue does not know, in whatever state. */
+  /** Adds a job that is missing. BullMQ would take what is left of it for the job. */
+  async addAgain(jobId: string): Promise<void> {
+    await this.remove(jobId);
+    await this.add(jobId);
+  }
+
+  /** Those of the jobs that the queue will not deliver: none of its lists has them. An entry alone has no turn. */
   async missing(jobIds: string[]): Promise<string[]> {
-    const pipeline = this.redis.pipeline();
-    for (const jobId of jobIds) pipeline.exists(this.queue.toKey(jobId));
-    const answers = await within(BULK_LIMIT_MS, 'exists', pipeline.exec());
-    return jobIds.filter((_, index) => {
-      const [error, exists] = answers?.[index] ?? [new Error('no answer'), 0];
+    if (jobIds.length === 0) return [];
+    // In one transaction, for jobs move from list to list.
+    const questions = this.redis.multi();
+    for (const list of ['active', 'wait', 'paused']) questions.lrange(this.queue.toKey(list), 0, -1);
+    for (const set of ['prioritized', 'delayed']) questions.zmscore(this.queue.toKey(set), ...jobIds);
+    const answers = (await within(BULK_LIMIT_MS, 'looking for jobs', questions.exec())) ?? [];
+    const [active, wait, paused, prioritized, delayed] = answers.map(([error, answer]) => {
       if (error) throw error;
-      return exists === 0;
-    });
+      return answer as (string | null)[];
+    }) as [string[], string[], string[], (string | null)[], (string | null)[]];
+    const inLists = new Set([...active, ...wait, ...paused]);
+    return jobIds.filter((id, index) => !inLists.has(id) && prioritized[index] === null && delayed[index] === null);
   }
 
   /** Resolves when Redis answers, else throws. */

@@ -73,7 +73,7 @@ export class Reconciler {
       for (const { jobId, runId } of unknown) {
         if (this.stopped) return;
         if (runId && !requeued.has(jobId)) continue;
-        await this.queue.add(jobId);
+        await this.queue.addAgain(jobId);
         this.repaired(runId ? 'requeued' : 'added', jobId, runId);
       }
       const last = page.at(-1);
