@@ -167,11 +167,24 @@ function progressLine(progress: unknown): string | undefined {
 }
 
 /** Without a worker there is nobody to tell; `close` ends the process. */
-function send(message: FromTask, sent?: () => void): void {
-  worker.write(toLine(message), sent);
+function send(message: FromTask): void {
+  worker.write(toLine(message));
 }
 
-/** Sends the last message and exits when it and all that was printed is out, whatever the task left running. */
+/** Sends the last message and ends when it and all that was printed is out, whatever the task left running. */
 function finish(message: FromTask): void {
-  send(message, () => process.stdout.write('', () => process.stderr.write('', () => process.exit(0))));
+  send(message);
+  // Mostly nothing waits: what a pipe has room for is written at once.
+  const busy = [worker, process.stdout, process.stderr].filter((stream) => stream.writableLength > 0);
+  void Promise.all(busy.map((stream) => new Promise((written) => stream.write('', written)))).then(end);
+}
+
+/**
+ * Once it was asked to stop, the process is not taken apart by Node, which takes as long as all the rest of a stop: its
+ * group is killed, and with it whatever the task has started. Only a profile or a coverage of it is not written then.
+ */
+function end(): void {
+  if (!stop.signal.aborted) process.exit(0);
+  process.emit('exit', 0);
+  process.kill(-process.pid, 'SIGKILL');
 }

@@ -38,6 +38,13 @@ const species = {
     await sleep(50);
     say('tidied');
   },
+  /** Stops when it is asked to, and has much to say about it. */
+  talkative: async (_input, { signal }) => {
+    process.on('exit', () => say('the exit handler has run'));
+    await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
+    for (let line = 0; line < 200; line++) say('x'.repeat(200));
+    say('last words');
+  },
   /** Returns a scenario although it was asked to stop. */
   late: async (_input, { signal }) => {
     await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);

@@ -98,6 +98,14 @@ describe('cancelling a job whose task stops when it is asked', () => {
     await system.untilStopped(job.id);
     await system.untilTaskSays(job.id, 'tidied');
   });
+
+  it('takes down all that it says until its process has ended', async () => {
+    const { job } = await system.createRunning('talkative');
+    await system.cancel(job.id);
+    expect((await system.untilStopped(job.id)).stopped_how).toBe('graceful');
+    await system.untilTaskSays(job.id, 'last words');
+    await system.untilTaskSays(job.id, 'the exit handler has run');
+  });
 });
 
 describe('cancelling a job while its task is still loading', () => {

@@ -153,7 +153,9 @@ export class TaskProcess {
     if (!exit) return { end: { kind: 'not started' }, how: this.how };
     await killTrees([this.tree]);
     await this.untilAllIsRead();
-    const end = this.end ?? { kind: 'exited', ...exit, outOfMemory: this.outOfMemory };
+    // A task that has said its last word kills itself.
+    if (this.end) return { end: this.end, how: this.how };
+    const end = { kind: 'exited', ...exit, outOfMemory: this.outOfMemory } as const;
     return { end, how: ENDED_BY[exit.signal ?? ''] ?? this.how };
   }
 
