@@ -72,4 +72,17 @@ async function load({ port, concurrency, paths, expect, ...request }) {
   return { ...summarise(milliseconds, elapsed), generatorCpu: (user + system) / 1000 / elapsed };
 }
 
-serve({ load });
+const kept = new Map();
+
+/** Sends one request, on a connection that is kept, and says when: times of `process.hrtime`. */
+async function sendOne({ path, ...request }) {
+  const connection = kept.get(request.port) ?? (await Connection.open(request.port));
+  kept.set(request.port, connection);
+  const text = textOf(request, path);
+  const sentAt = process.hrtime.bigint();
+  const { status, body } = await connection.request(text);
+  const answeredAt = process.hrtime.bigint();
+  return { status, body, sentAt: String(sentAt), answeredAt: String(answeredAt) };
+}
+
+serve({ load, sendOne });

@@ -14,11 +14,11 @@ const TASK = join(root, 'bench/task.mjs');
 const SPIN_MS = 3000;
 const BEYOND_ACK_MS = 50;
 
-export const about = `From the sending of the request until nothing of the task's process group lives, watched from outside four times
-a millisecond. The service and a worker have their default settings. \`bare child\` is \`child_process.fork\` and a message
+export const about = `From the sending of the request, by the load generator, until nothing of the task's process group lives, watched
+from outside four times a millisecond. The service and a worker have their default settings. \`bare child\` is \`child_process.fork\` and a message
 that aborts the task's \`AbortController\`; or SIGKILL at once for a task that computes without yielding. \`floor\` is a
 cancel by hand: the hand-written server of the section floor, and a hand-written worker that hears its message, asks
-Postgres as the service does, and tells its bare child. BullMQ's
+Postgres whether it is true, and tells its bare child; the service's message proves that. BullMQ's
 \`worker.cancelJob\` has no process to end: until its processor, in the worker's own process, has seen the abort and returns.
 It has no bound either, writes no status, and a processor that does not yield never hears of it.`;
 
@@ -30,7 +30,8 @@ export async function measure({ stage, load, quick, say }) {
     SCENARIO_TASK: TASK,
   });
   const watch = openWatch();
-  const floor = await openFloor(stage);
+  const cancelInService = (prompt, how) => cancelTask({ load, site, watch }, prompt, how);
+  const floor = await openFloor(stage, load);
   const inProcess = await openInProcess(stage, site);
   const { STOP_ACK_MS } = require('../../dist/config/settings.js').SETTINGS;
   const ackMs = STOP_ACK_MS.parse(undefined);
@@ -39,13 +40,13 @@ export async function measure({ stage, load, quick, say }) {
     for (const one of [site, floor.site])
       await cancelAll(load, one, one.api, await makeQueued(one, quick ? 500 : 2000), 1);
     for (let warm = 0; warm < 3; warm++) {
-      await cancelInService(site, watch, 'heeds its signal', 'graceful');
+      await cancelInService('heeds its signal', 'graceful');
       await floor.cancel(watch);
     }
     const cooperative = await takeTurns(
       rounds,
       {
-        service: () => cancelInService(site, watch, 'heeds its signal', 'graceful'),
+        service: () => cancelInService('heeds its signal', 'graceful'),
         floor: () => floor.cancel(watch),
         bare: () => stopBareChild(watch, 'heeds its signal', (child) => child.send({})),
         pubsub: () => inProcess.cancel('pubsub', 0),
@@ -56,7 +57,7 @@ export async function measure({ stage, load, quick, say }) {
     const cpuBound = await takeTurns(
       quick ? 2 : 7,
       {
-        service: () => cancelInService(site, watch, '[spin]', 'terminated'),
+        service: () => cancelInService('[spin]', 'terminated'),
         bare: () => stopBareChild(watch, '[spin]', (child) => child.kill('SIGKILL')),
       },
       (where) => say(`stop: CPU-bound, ${where}`),
@@ -75,21 +76,23 @@ export async function measure({ stage, load, quick, say }) {
 }
 
 /** Creates a job, waits until its task's code runs, and cancels it. */
-async function cancelInService(site, watch, prompt, how) {
+async function cancelTask({ load, site, watch }, prompt, how) {
   const { body } = await send(site, 'POST', JOBS, { user_email: 'ada@example.com', prompt });
-  const measured = await cancel(site, watch, body.id, await taskOf(site.worker, body.id));
+  const measured = await cancel({ load, site, watch }, body.id, await taskOf(site.worker, body.id));
   await checkStopped(site, body.id, how);
   return measured;
 }
 
 /** Cancels a job, and waits until the process group of its task was gone. */
-async function cancel(site, watch, jobId, pid) {
+async function cancel({ load, site, watch }, jobId, pid) {
   const gone = watch.untilGone(pid);
-  const began = process.hrtime.bigint();
-  const answer = await send(site, 'DELETE', `${JOBS}/${jobId}`);
-  const answered = process.hrtime.bigint();
-  if (answer.status !== 200 || answer.body.status !== 'cancelled') throw new Error(`cancel: ${answer.status}`);
-  return { ms: between(began, await gone), answeredMs: between(began, answered) };
+  const { port } = site.api;
+  const answer = await load.ask('sendOne', { port, key: site.key, method: 'DELETE', path: `${JOBS}/${jobId}` });
+  if (answer.status !== 200 || JSON.parse(answer.body).status !== 'cancelled') {
+    throw new Error(`cancel: ${answer.status} ${answer.body}`);
+  }
+  const began = BigInt(answer.sentAt);
+  return { ms: between(began, await gone), answeredMs: between(began, BigInt(answer.answeredAt)) };
 }
 
 async function stopBareChild(watch, prompt, stop) {
@@ -102,7 +105,7 @@ async function stopBareChild(watch, prompt, stop) {
 }
 
 /** The floor: a server and a worker by hand, with a database of their own. */
-async function openFloor(stage) {
+async function openFloor(stage, load) {
   const workerId = 'floor';
   const site = await openSite(stage, 'stop-floor', { withApi: false });
   site.api = await stage.startFloor('floor-stop', site.environment);
@@ -113,7 +116,7 @@ async function openFloor(stage) {
     site,
     cancel: async (watch) => {
       const [jobId] = await makeProcessing(site, 1, workerId);
-      return cancel(site, watch, jobId, await worker.ask('start', { jobId, prompt: 'heeds its signal' }));
+      return cancel({ load, site, watch }, jobId, await worker.ask('start', { jobId, prompt: 'heeds its signal' }));
     },
   };
 }
