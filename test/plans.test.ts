@@ -1,10 +1,10 @@
-import { randomUUID } from 'node:crypto';
 import { pino } from 'pino';
 import { hashApiKey } from '../src/auth/api-key';
 import { parseSettings } from '../src/config/settings';
 import { Database } from '../src/infrastructure/database';
 import { newId } from '../src/infrastructure/ids';
 import { JobRepository } from '../src/modules/scenario-jobs/job.repository';
+import { ActiveRun } from '../src/modules/scenario-jobs/worker/active-runs';
 import { eventually } from './support/eventually';
 import { TestSystem } from './support/test-system';
 
@@ -38,7 +38,7 @@ describe('what is asked about one job', () => {
   /** Every statement about a job of which there are many, in one of three lives. Returns how many updates that makes. */
   async function live(jobId: string, life: number): Promise<number> {
     const { id: workspaceId } = system.workspace;
-    const run = { jobId, runId: randomUUID() };
+    const run = new ActiveRun(jobId);
     const claim = () => jobs.claim(run, 'worker', WORKER_LOST_MS);
     await claim();
     expect(await jobs.requeue(run, { interrupted: true })).toBe(true);

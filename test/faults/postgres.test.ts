@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { Client } from 'pg';
 import { startBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
+import { mute } from '../support/muted-api';
 import { OwnPostgres } from '../support/own-postgres';
 import { type TcpProxy } from '../support/tcp-proxy';
 import { groupIsAlive, TestSystem } from '../support/test-system';
@@ -172,15 +173,37 @@ describe('between a worker and Postgres', () => {
     expect(await system.row(id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
   });
 
-  it('Postgres goes silent while a run is cancelled: the task dies when it is back, without a restart', async () => {
+  it('Postgres goes silent: the task of a cancelled run dies at once, and that is recorded without a restart', async () => {
     const { job, pid } = await system.createRunning('cooperative');
     proxy.silence();
     expect((await system.cancel(job.id)).status).toBe(200);
-    await system.workers[0]!.untilLogged('could not ask which runs were cancelled');
-    expect((await fetch(`${system.workers[0]!.url}/readyz`)).status).toBe(503);
+    await eventually('the task is gone', async () => !(await groupIsAlive(pid)));
+    const [worker] = system.workers;
+    expect(worker!.logged('stopping: the job was cancelled', job.id)).toMatchObject({ source: 'doorbell' });
+    await worker!.untilLogged('could not ask which runs were cancelled');
+    expect((await fetch(`${worker!.url}/readyz`)).status).toBe(503);
+    expect(await system.row(job.id)).toMatchObject({ status: 'cancelled', stopped_at: null });
     proxy.clear();
-    await system.untilStopped(job.id);
-    expect(await groupIsAlive(pid)).toBe(false);
+    expect((await system.untilStopped(job.id)).stopped_how).toBe('graceful');
+  });
+});
+
+describe('between a worker and Postgres, when the message to the worker is lost as well', () => {
+  it('the task dies when Postgres is back, without a restart', async () => {
+    const { proxy, system } = await startBehindProxy('worker', {}, { api: await mute() });
+    try {
+      const { job, pid } = await system.createRunning('cooperative');
+      proxy.silence();
+      expect((await system.cancel(job.id)).status).toBe(200);
+      await system.workers[0]!.untilLogged('could not ask which runs were cancelled');
+      expect(await groupIsAlive(pid)).toBe(true);
+      proxy.clear();
+      await system.untilStopped(job.id);
+      expect(await groupIsAlive(pid)).toBe(false);
+    } finally {
+      await system.stop();
+      await proxy.stop();
+    }
   });
 });
 

@@ -30,10 +30,10 @@ export const MUTANTS = [
   },
   {
     name: 'worker-trusts-the-message',
-    says: 'a worker stops a run because a message says so, without asking Postgres',
+    says: 'a worker stops a run because a message says so, whether or not it has the token of the run',
     file: listener,
-    find: /subscription\.on\('message', \(\) => void this\.ask\('doorbell'\)\);/,
-    replace: `subscription.on('message', (_channel, text) => this.runs.get(JSON.parse(text).runId)?.stop('cancelled'));`,
+    find: /if \(run && run\.stopToken === stopToken\)/,
+    replace: 'if (run)',
   },
   {
     name: 'poll-removed',

@@ -5,7 +5,7 @@ import { TestSystem } from './test-system';
 export async function startBehindProxy(
   who: 'api' | 'worker',
   settings: Record<string, string> = {},
-  options: { workers?: number } = {},
+  options: Parameters<typeof TestSystem.start>[0] = {},
 ) {
   const proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
   const system = await TestSystem.start({

@@ -1,21 +1,10 @@
-import { randomBytes } from 'node:crypto';
-import { Redis } from 'ioredis';
+import { randomUUID } from 'node:crypto';
 import { startBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
+import { mute } from '../support/muted-api';
 import { groupIsAlive, TestSystem } from '../support/test-system';
 
 const NO_POLL = { CANCEL_POLL_MS: '3600000', BLIND_MS: '7200000', WORKER_LOST_MS: '10800000' };
-
-/** A Redis user who may do everything but publish: for an api with it, every doorbell is lost. */
-async function mute() {
-  const url = new URL(process.env.TEST_REDIS_URL as string);
-  const redis = new Redis(url.href);
-  const [name, password] = [randomBytes(4).toString('hex'), randomBytes(8).toString('hex')];
-  await redis.call('ACL', 'SETUSER', name, 'on', `>${password}`, '~*', '&*', '+@all', '-publish');
-  redis.disconnect();
-  Object.assign(url, { username: name, password });
-  return () => ({ REDIS_URL: url.href });
-}
 
 describe('a worker learns of a cancel', () => {
   let system: TestSystem;
@@ -88,15 +77,36 @@ describe('a worker learns of a cancel', () => {
     await system.untilStatus(lost.id, 'completed');
   });
 
-  it('and believes no message that the row does not confirm', async () => {
+  it('and believes no message that neither has the token of the run nor is confirmed by the row', async () => {
     system = await TestSystem.start({ settings: NO_POLL });
     const { job } = await system.createRunning('slow 1500');
     const row = await system.row(job.id);
     const channel = `${system.settings.QUEUE_PREFIX}:cancel:${row.worker_id}`;
-    for (const message of [JSON.stringify({ jobId: job.id, runId: row.run_id }), 'not JSON', '']) {
+    const forged = { jobId: job.id, runId: row.run_id };
+    const tokens = [undefined, null, randomUUID(), row.run_id];
+    const messages = tokens.map((stopToken) => JSON.stringify({ ...forged, stopToken }));
+    for (const message of [...messages, '{"runId":{}}', 'null', '[]', 'not JSON', '']) {
       expect(await system.redis.publish(channel, message)).toBe(1);
     }
     expect((await system.untilStatus(job.id, 'completed', 'failed', 'cancelled')).status).toBe('completed');
+  });
+
+  it('and says the token of its run to nobody', async () => {
+    system = await TestSystem.start({ settings: { LOG_LEVEL: 'trace' } });
+    const { id } = await system.create('environment');
+    await system.untilStatus(id, 'completed');
+    const { job } = await system.createRunning('cooperative');
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+    const { rows } = await system.pool.query<{ stop_token: string; environment: string | null }>(
+      'SELECT stop_token, content::text AS environment FROM scenario_jobs j LEFT JOIN scenarios s ON s.job_id = j.id',
+    );
+    const said = JSON.stringify([system.api.logs, system.workers[0]!.logs, rows.map(({ environment }) => environment)]);
+    expect(said).toContain((await system.row(job.id)).run_id);
+    for (const { stop_token: token } of rows) {
+      expect(token).toMatch(/^[0-9a-f-]{36}$/);
+      expect(said).not.toContain(token);
+    }
   });
 
   it('on whichever worker runs the job', async () => {
@@ -160,18 +170,18 @@ describe('a worker that asks Postgres about its runs', () => {
   });
 });
 
-describe('a worker that learns of a cancel while it asks Postgres because of another', () => {
+describe('a worker that hears a message without a token while it asks Postgres because of another', () => {
   it('asks once more', async () => {
-    const { proxy, system } = await startBehindProxy('worker', NO_POLL);
+    const { proxy, system } = await startBehindProxy('worker', NO_POLL, { api: await mute() });
     try {
       const [first, second] = [await system.createRunning('cooperative'), await system.createRunning('cooperative')];
+      const channel = `${system.settings.QUEUE_PREFIX}:cancel:${(await system.row(first.job.id)).worker_id}`;
       const held = proxy.holdAnswer('cancelledSeconds');
       await system.cancel(first.job.id);
+      await system.redis.publish(channel, '');
       const pass = await held;
       await system.cancel(second.job.id);
-      await eventually('the second doorbell has been heard', async () =>
-        (await (await fetch(`${system.api.url}/metrics`)).text()).includes('doorbells_total{outcome="heard"} 2'),
-      );
+      await system.redis.publish(channel, '');
       pass();
       await system.untilStopped(first.job.id);
       await system.untilStopped(second.job.id);

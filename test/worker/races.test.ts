@@ -9,7 +9,8 @@ import { Metrics } from '../../src/infrastructure/metrics';
 import { CancelJob } from '../../src/modules/scenario-jobs/api/cancel-job';
 import { JobQueue } from '../../src/modules/scenario-jobs/job-queue';
 import { isCancellable, type JobStatus } from '../../src/modules/scenario-jobs/job-status';
-import { JobRepository, type Run } from '../../src/modules/scenario-jobs/job.repository';
+import { JobRepository, type NewRun, type Run } from '../../src/modules/scenario-jobs/job.repository';
+import { ActiveRun } from '../../src/modules/scenario-jobs/worker/active-runs';
 import { eventually } from '../support/eventually';
 import { TestSystem } from '../support/test-system';
 
@@ -39,8 +40,8 @@ describe('whoever writes first wins, and the other learns of it', () => {
     const job = { userEmail: 'ada@example.com', prompt: 'race', context: null, scenarioSlug: null, requestId: null };
     return (await jobs.create(system.workspace.id, job)).job.id;
   };
-  const newRun = async (): Promise<Run> => {
-    const run = { jobId: await newJob(), runId: randomUUID() };
+  const newRun = async (): Promise<NewRun> => {
+    const run = new ActiveRun(await newJob());
     if (!isClaimed(await jobs.claim(run, 'worker-1', LOST_MS))) throw new Error('not claimed');
     return run;
   };
@@ -63,7 +64,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
 
   it('cancel against claim', async () => {
     for (let round = 0; round < ROUNDS; round++) {
-      const run = { jobId: await newJob(), runId: randomUUID() };
+      const run = new ActiveRun(await newJob());
       const [cancelled, claimed] = await together(
         round,
         () => cancel(run.jobId),
@@ -127,7 +128,9 @@ describe('whoever writes first wins, and the other learns of it', () => {
         () => jobs.requeue(run, { interrupted: false }),
       );
       expect(cancelled).toBeDefined();
-      expect(cancelled!.run).toEqual(requeued ? null : { id: run.runId, workerId: 'worker-1' });
+      expect(cancelled!.run).toEqual(
+        requeued ? null : { id: run.runId, workerId: 'worker-1', stopToken: run.stopToken },
+      );
       expect(await status(run.jobId)).toBe('cancelled');
     }
   });
@@ -145,9 +148,9 @@ describe('whoever writes first wins, and the other learns of it', () => {
   });
 
   it('one run against another that has taken over', async () => {
-    const first = { jobId: await newJob(), runId: randomUUID() };
+    const first = new ActiveRun(await newJob());
     await jobs.claim(first, 'a worker that is dead', LOST_MS);
-    const second = { jobId: first.jobId, runId: randomUUID() };
+    const second = new ActiveRun(first.jobId);
     expect(await jobs.claim(second, 'worker-1', LOST_MS)).toMatchObject({ attempt: 2 });
     expect(await jobs.complete(first, SCENARIO)).toBe(false);
     expect(await jobs.fail(first, { code: 'X', message: 'x' })).toBe(false);
@@ -157,7 +160,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
 
   it('a run takes over from nobody who lives, and begins nothing that has ended', async () => {
     const first = await newRun();
-    const second = { jobId: first.jobId, runId: randomUUID() };
+    const second = new ActiveRun(first.jobId);
     expect(await jobs.claim(second, 'worker-1', LOST_MS)).toBe('taken');
     expect(await jobs.complete(first, { ...SCENARIO, slug: 'undisturbed' })).toBe(true);
     expect(await jobs.claim(second, 'worker-1', LOST_MS)).toBe('finished');

@@ -1,8 +1,8 @@
-import { randomUUID } from 'node:crypto';
 import { pino } from 'pino';
 import { parseSettings } from '../../src/config/settings';
 import { Database } from '../../src/infrastructure/database';
 import { JobRepository, type Run } from '../../src/modules/scenario-jobs/job.repository';
+import { ActiveRun } from '../../src/modules/scenario-jobs/worker/active-runs';
 import { eventually } from '../support/eventually';
 import { OwnRedis } from '../support/own-redis';
 import { isAlive, TestSystem } from '../support/test-system';
@@ -155,7 +155,7 @@ describe('the reconciler', () => {
   });
 
   async function runBy(workerId: string): Promise<Run> {
-    const run = { jobId: (await system.create('cooperative')).id, runId: randomUUID() };
+    const run = new ActiveRun((await system.create('cooperative')).id);
     expect(await jobs.claim(run, workerId, 1)).toMatchObject({ attempt: 1 });
     return run;
   }
@@ -164,7 +164,7 @@ describe('the reconciler', () => {
     const run = await runBy('lost');
     await system.cancel(run.jobId);
     expect(await jobs.confirmLost(3_600_000)).toEqual([]);
-    expect(await jobs.confirmLost(1)).toEqual([run]);
+    expect(await jobs.confirmLost(1)).toEqual([{ jobId: run.jobId, runId: run.runId }]);
   });
 
   it('forgets old workers, but not one that owes an answer', async () => {

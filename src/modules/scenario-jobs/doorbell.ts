@@ -3,11 +3,19 @@ import { type Settings } from '../../config/settings';
 import { type RedisConnection } from '../../infrastructure/redis';
 
 /**
- * The doorbell: a message to the one worker that runs a cancelled job. It carries no authority: the worker
- * that gets it asks Postgres. Losing it costs time, at most one poll. On a cluster it is a sharded message, which
- * goes to one node and not to all.
+ * The doorbell: a message to the one worker that runs a cancelled job. Losing it costs time, at most one poll. On a
+ * cluster it is a sharded message, which goes to one node and not to all.
+ *
+ * `stopToken` proves that the cancel is committed: the worker made it up for this run, and nothing but a cancel reads it
+ * in the row. Without it, as from an api of an earlier version, the message has no authority and the worker asks Postgres.
  */
-export type CancelMessage = { jobId: string; runId: string };
+export type CancelMessage = {
+  jobId: string;
+  runId: string;
+  stopToken: string | null;
+  /** Milliseconds since 1970, by the clock of Postgres. */
+  cancelledAt: number;
+};
 
 /** The pub/sub channel of one worker. */
 export function cancelChannel(settings: Pick<Settings, 'QUEUE_PREFIX'>, workerId: string): string {
@@ -18,6 +26,15 @@ export function cancelChannel(settings: Pick<Settings, 'QUEUE_PREFIX'>, workerId
 export async function ring(redis: RedisConnection, channel: string, message: CancelMessage): Promise<number> {
   const text = JSON.stringify(message);
   return Number(await (redis instanceof Cluster ? redis.spublish(channel, text) : redis.publish(channel, text)));
+}
+
+/** What a message says, whoever sent it: nothing of it is checked. */
+export function parseMessage(text: string): Partial<CancelMessage> {
+  try {
+    return (JSON.parse(text) as Partial<CancelMessage> | null) ?? {};
+  } catch {
+    return {};
+  }
 }
 
 /** Subscribes once; when the connection begins anew it has to be done again. */

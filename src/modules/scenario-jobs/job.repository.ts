@@ -33,7 +33,11 @@ export type NewJob = {
 };
 
 /** A cancelled job, whoever cancelled it, and the run that must stop if one had begun. */
-export type CancelledJob = { job: JobRow; caller: Caller; run: { id: string; workerId: string } | null };
+export type CancelledJob = {
+  job: JobRow;
+  caller: Caller;
+  run: { id: string; workerId: string; stopToken: string | null } | null;
+};
 
 /** Which job to cancel, with the API key of this hash. */
 export type CancelRequest = { keyHash: string; jobId: string; idempotencyKey: string | null };
@@ -61,6 +65,9 @@ export type OwedRun = {
 /** One run of a job; only the newest may record anything. */
 export type Run = { jobId: string; runId: string };
 
+/** A run that is to begin, with the secret by which a message to its worker proves that its job was cancelled. */
+export type NewRun = Run & { stopToken: string };
+
 /** What a task made; `content` is everything in its result but the name. */
 export type NewScenario = { name: string; slug: string; content: Record<string, unknown> };
 
@@ -69,14 +76,14 @@ const JOB = Prisma.sql`j.id, j.status::text AS status, j.error_code AS "errorCod
 const NO_SCENARIO = Prisma.sql`NULL AS "scenarioId", NULL AS "scenarioName", NULL AS "scenarioSlug"`;
 const SCENARIO = Prisma.sql`s.id AS "scenarioId", s.name AS "scenarioName", s.slug AS "scenarioSlug"`;
 
-type CancelledRow = JobRow & Caller & { runId: string | null; workerId: string | null };
+type CancelledRow = JobRow & Caller & { runId: string | null; workerId: string | null; stopToken: string | null };
 
 function toCancelledJob(row: CancelledRow): CancelledJob {
-  const { keyId, workspaceId, workspaceSlug, runId, workerId, ...job } = row;
+  const { keyId, workspaceId, workspaceSlug, runId, workerId, stopToken, ...job } = row;
   return {
     job,
     caller: { keyId, workspaceId, workspaceSlug },
-    run: runId && workerId ? { id: runId, workerId } : null,
+    run: runId && workerId ? { id: runId, workerId, stopToken } : null,
   };
 }
 
@@ -197,7 +204,7 @@ export class JobRepository {
           cancelled_by = asked."keyId", cancel_idempotency_key = asked.idempotency_key
       FROM asked WHERE j.id = asked.id AND ${NOT_FINISHED}
       RETURNING ${JOB}, ${NO_SCENARIO}, j.run_id::text AS "runId", j.worker_id AS "workerId",
-                asked."keyId", asked."workspaceId", asked."workspaceSlug"`;
+                j.stop_token::text AS "stopToken", asked."keyId", asked."workspaceId", asked."workspaceSlug"`;
     return rows.map(toCancelledJob);
   }
 
@@ -216,11 +223,12 @@ export class JobRepository {
    * `lostMs`: this run takes over; the earlier one can record nothing from now on. Otherwise nothing happens: the job is
    * `taken` by a worker that lives, whatever the queue thinks of it, or `finished`, or missing.
    */
-  async claim({ jobId, runId }: Run, workerId: string, lostMs: number): Promise<ClaimedJob | 'taken' | 'finished'> {
+  async claim(run: NewRun, workerId: string, lostMs: number): Promise<ClaimedJob | 'taken' | 'finished'> {
+    const { jobId, runId, stopToken } = run;
     const rows = await this.database.$queryRaw<ClaimedJob[]>`
       UPDATE scenario_jobs j
-      SET status = 'processing', run_id = ${runId}::uuid, worker_id = ${workerId}, attempt = attempt + 1,
-          started_at = COALESCE(started_at, now())
+      SET status = 'processing', run_id = ${runId}::uuid, worker_id = ${workerId}, stop_token = ${stopToken}::uuid,
+          attempt = attempt + 1, started_at = COALESCE(started_at, now())
       WHERE j.id = ${jobId} AND ${NOT_FINISHED} AND (j.status = 'queued' OR ${isLost(lostMs)})
       RETURNING id, attempt, user_email AS "userEmail", prompt, context, scenario_slug AS "scenarioSlug",
                 request_id AS "requestId"`;

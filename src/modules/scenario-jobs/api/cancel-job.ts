@@ -80,7 +80,7 @@ export class CancelJob {
   private async deliver(cancelled: CancelledJob): Promise<Cancelled> {
     const { job, caller, run } = cancelled;
     const from = run ? 'processing' : 'queued';
-    const felt = this.makeFelt(job.id, run);
+    const felt = this.makeFelt(job, run);
     this.metrics.cancelRequests.inc({ from, outcome: 'cancelled' });
     this.metrics.finished.inc({ status: 'cancelled' });
     // With its answer the caller may find the queue without the job. That a worker has been told changes nothing for it.
@@ -89,13 +89,15 @@ export class CancelJob {
   }
 
   /** Makes the decision felt at once. If that fails, the claim, the poll or the sweep make it felt later. */
-  private async makeFelt(jobId: string, run: CancelledJob['run']): Promise<void> {
+  private async makeFelt({ id: jobId, completedAt }: JobRow, run: CancelledJob['run']): Promise<void> {
     try {
       if (!run) {
         await this.queue.remove(jobId);
         return;
       }
-      const heard = await this.queue.ring(cancelChannel(this.settings, run.workerId), { jobId, runId: run.id });
+      const { id: runId, workerId, stopToken } = run;
+      const message = { jobId, runId, stopToken, cancelledAt: Number(completedAt) };
+      const heard = await this.queue.ring(cancelChannel(this.settings, workerId), message);
       this.metrics.doorbells.inc({ outcome: heard > 0 ? 'heard' : 'unheard' });
     } catch (error) {
       if (run) this.metrics.doorbells.inc({ outcome: 'failed' });

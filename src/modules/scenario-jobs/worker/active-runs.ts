@@ -1,4 +1,5 @@
 import { Injectable } from '@nestjs/common';
+import { randomUUID } from 'node:crypto';
 import { type TaskProcess } from './task-process';
 
 /**
@@ -12,12 +13,13 @@ export class ActiveRun {
   /** Whether Postgres has answered the claim: before that, it may not know the run yet. */
   claimed = false;
   reason: StopReason | undefined;
+  /** Never used twice. */
+  readonly runId = randomUUID();
+  /** Proves that the job was cancelled. Kept from logs and from the task, which have the run's id. */
+  readonly stopToken = randomUUID();
   private process: TaskProcess | undefined;
 
-  constructor(
-    readonly jobId: string,
-    readonly runId: string,
-  ) {}
+  constructor(readonly jobId: string) {}
 
   /** Gives the run its process. One that was stopped before gets none. */
   attach(process: TaskProcess): void {

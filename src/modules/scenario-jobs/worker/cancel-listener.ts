@@ -3,9 +3,9 @@ import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { Metrics } from '../../../infrastructure/metrics';
 import { connectPatiently, type RedisConnection } from '../../../infrastructure/redis';
-import { cancelChannel, listenAt } from '../doorbell';
+import { cancelChannel, listenAt, parseMessage } from '../doorbell';
 import { JobRepository, type OwedRun } from '../job.repository';
-import { ActiveRuns } from './active-runs';
+import { type ActiveRun, ActiveRuns } from './active-runs';
 import { WORKER_ID } from './worker-id';
 
 /** A subscription without an answer for so long is dead, and is made anew. */
@@ -16,8 +16,8 @@ type Source = 'doorbell' | 'poll' | 'resubscribe';
 
 /**
  * Learns which of this worker's runs must stop, in three ways of which each is enough: the doorbell, a poll, and
- * a look whenever the subscription to the doorbell begins anew. All three do the same: they ask Postgres. What a
- * message says is never believed.
+ * a look whenever the subscription to the doorbell begins anew. All three ask Postgres, unless a message has the run's
+ * own token, which only a committed cancel reads: that run is stopped also while Postgres cannot be asked.
  */
 @Injectable()
 export class CancelListener {
@@ -53,8 +53,9 @@ export class CancelListener {
     });
     // On a cluster the subscription is a connection of its own, which moves with the slot.
     subscription.on('subscribersReady', () => void this.ask('resubscribe'));
-    subscription.on('message', () => void this.ask('doorbell'));
-    subscription.on('smessage', () => void this.ask('doorbell'));
+    for (const event of ['message', 'smessage'] as const) {
+      subscription.on(event, (_channel: string, message: string) => this.hear(message));
+    }
     this.poll();
   }
 
@@ -64,6 +65,13 @@ export class CancelListener {
     this.subscription?.disconnect();
     await this.asking;
     await this.repairing;
+  }
+
+  private hear(message: string): void {
+    const { runId = '', stopToken, cancelledAt = 0 } = parseMessage(message);
+    const run = this.runs.get(runId);
+    if (run && run.stopToken === stopToken) this.stopRun(run, 'doorbell', (Date.now() - cancelledAt) / 1000);
+    else void this.ask('doorbell');
   }
 
   private poll(): void {
@@ -98,7 +106,10 @@ export class CancelListener {
         ? this.jobs.findOwed(this.workerId)
         : this.jobs.reportAlive(this.workerId));
       this.lastAnswer = performance.now();
-      for (const run of owed) if (run.status === 'cancelled') this.stopRun(run, source);
+      for (const { status, runId, cancelledSeconds } of owed) {
+        const run = this.runs.get(runId);
+        if (run && status === 'cancelled') this.stopRun(run, source, cancelledSeconds ?? 0);
+      }
       const known = new Set(owed.map(({ runId }) => runId));
       for (const run of claimed) {
         if (!known.has(run.runId)) run.stop('superseded');
@@ -114,9 +125,10 @@ export class CancelListener {
     }
   }
 
-  private stopRun({ runId, jobId, cancelledSeconds }: OwedRun, source: Source): void {
-    if (!this.runs.get(runId)?.stop('cancelled')) return;
-    this.metrics.signalSeconds.observe({ source }, cancelledSeconds ?? 0);
+  private stopRun(run: ActiveRun, source: Source, cancelledSeconds: number): void {
+    if (!run.stop('cancelled')) return;
+    const { jobId, runId } = run;
+    this.metrics.signalSeconds.observe({ source }, Math.max(0, cancelledSeconds));
     this.logger.info({ jobId, runId, source }, 'stopping: the job was cancelled');
   }
 

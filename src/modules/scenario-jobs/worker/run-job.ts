@@ -1,4 +1,3 @@
-import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
@@ -61,7 +60,7 @@ export class RunJob {
 
   async run(jobId: string): Promise<Outcome> {
     // The run is known here before Postgres knows it: a cancel that comes at once finds it.
-    const run = new ActiveRun(jobId, randomUUID());
+    const run = new ActiveRun(jobId);
     return this.runs.during(run, () => this.claimAndRun(run));
   }
 
