@@ -109,16 +109,23 @@ function send(load, site, server, requests) {
   return load.ask('load', { port: server.port, key: site.key, ...requests });
 }
 
-/** Throws unless every row is cancelled, and no entry of them is left in the queue. */
+/** Throws unless every row is cancelled, and no entry of them is left in the queue, which no answer waits for. */
 export async function checkCancelled(site, ids) {
   const { rows } = await site.pool.query(
     `SELECT count(*)::int AS count FROM scenario_jobs WHERE id = ANY ($1) AND status = 'cancelled'`,
     [ids],
   );
   if (rows[0].count !== ids.length) throw new Error(`${rows[0].count} of ${ids.length} rows are cancelled`);
-  const pipeline = site.redis.pipeline();
-  for (const id of ids) pipeline.exists(site.queue.toKey(id));
-  const left = (await pipeline.exec()).filter(([, exists]) => exists !== 0).length;
+  const countLeft = async () => {
+    const pipeline = site.redis.pipeline();
+    for (const id of ids) pipeline.exists(site.queue.toKey(id));
+    return (await pipeline.exec()).filter(([, exists]) => exists !== 0).length;
+  };
+  let left = await countLeft();
+  for (let tries = 0; left > 0 && tries < 100; tries++) {
+    await new Promise((next) => setTimeout(next, 10));
+    left = await countLeft();
+  }
   if (left > 0) throw new Error(`${left} of ${ids.length} cancelled jobs are still in the queue`);
 }
 

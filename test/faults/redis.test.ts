@@ -56,19 +56,23 @@ describe('between the service and Redis', () => {
     await cancelsAndCreates();
   });
 
-  it('everything is slower than anybody waits: answered all the same, by the rows', async () => {
-    await start();
-    const { job, pid } = await system.createRunning('cooperative');
+  it('everything is slower than anybody waits: answered at once all the same, by the rows', async () => {
+    await start({ WORKER_CONCURRENCY: '1' });
+    const { job: running, pid } = await system.createRunning('cooperative');
+    const waiting = await system.create('quick');
     proxy.slow(() => 1500);
-    expect((await system.cancel(job.id)).status).toBe(200);
-    await system.api.untilLogged(UNDELIVERED, job.id);
-    const about = system.api.logs.filter((line) => line.jobId === job.id && line.method !== 'POST');
-    expect(about.map(({ msg }) => msg)).toEqual(['request', UNDELIVERED]);
-    await system.untilStopped(job.id);
+    for (const { id } of [running, waiting]) {
+      expect((await system.cancel(id)).status).toBe(200);
+      await system.api.untilLogged(UNDELIVERED, id);
+      const about = system.api.logs.filter(({ jobId, method }) => jobId === id && method !== 'POST');
+      expect(about.map(({ msg }) => msg)).toEqual(['request', UNDELIVERED]);
+    }
+    await system.untilStopped(running.id);
     expect(await groupIsAlive(pid)).toBe(false);
     const queued = await system.create('quick');
     proxy.clear();
     await system.untilStatus(queued.id, 'completed');
+    expect(await system.row(waiting.id)).toMatchObject({ status: 'cancelled', started_at: null });
   });
 
   it('nothing passes for longer than a lock lasts: a run goes on, and nobody else begins another', async () => {
