@@ -129,6 +129,12 @@ export async function checkCancelled(site, ids) {
   if (left > 0) throw new Error(`${left} of ${ids.length} cancelled jobs are still in the queue`);
 }
 
+/** What Redis has run of scripts until now: how many, and for how long. */
+export async function scriptsOf({ redis }) {
+  const [, calls = 0, usec = 0] = /cmdstat_evalsha:calls=(\d+),usec=(\d+)/.exec(await redis.info('commandstats')) ?? [];
+  return { calls: Number(calls), ms: Number(usec) / 1000 };
+}
+
 /** Hears the messages to a simulated worker, and counts them. */
 export async function listen(site, workerId = `bench-${randomUUID()}`) {
   const subscriber = site.redis.duplicate();

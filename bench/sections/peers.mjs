@@ -13,7 +13,7 @@ const CANCELS = { 1: 200, 32: 800 };
 const QUICK_CANCELS = { 1: 80, 32: 200 };
 
 export const about = `Cancels per second of queued jobs. The service answers over HTTP, from another process, with its guard and a
-lookup of the key; the peers are called in process, without any of it. What they do not do:
+lookup of the key, and does not wait for Redis; the peers are called in process, without any of it. What they do not do:
 
 - BullMQ \`queue.remove\`: no commit to disk before it returns, no status, no caller to authorize; it refuses a job that
   is running, and stops no code. Out of a list it takes time in proportion to the queue's depth.

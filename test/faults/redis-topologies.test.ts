@@ -1,5 +1,6 @@
 import { eventually } from '../support/eventually';
 import { OwnRedis } from '../support/own-redis';
+import { TcpProxy } from '../support/tcp-proxy';
 import { groupIsAlive, TestSystem } from '../support/test-system';
 
 const SLOTS = 16384;
@@ -104,19 +105,23 @@ describe('Redis Sentinel', () => {
 describe('Redis Cluster', () => {
   let masters: OwnRedis[];
   let replicas: OwnRedis[];
+  let toPostgres: TcpProxy;
   let system: TestSystem;
   beforeAll(async () => {
     const flags = ['--cluster-enabled', 'yes', '--cluster-node-timeout', '1000'];
     const servers = await Promise.all(Array.from({ length: 6 }, () => OwnRedis.start(flags)));
     [masters, replicas] = [servers.slice(0, 3), servers.slice(3)];
     await formCluster(masters, replicas);
+    toPostgres = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
     system = await TestSystem.start({
       redisUrl: masters[0]!.url,
+      worker: ({ DATABASE_URL }) => ({ DATABASE_URL: toPostgres.through(DATABASE_URL!) }),
       settings: { REDIS_MODE: 'cluster', REDIS_URL: urls(masters), WORKER_CONCURRENCY: '2' },
     });
   }, 120_000);
   afterAll(async () => {
     await system.stop();
+    await toPostgres.stop();
     await Promise.all([...masters, ...replicas].map((each) => each.stop()));
   });
 
@@ -131,6 +136,16 @@ describe('Redis Cluster', () => {
     const home = masters[await homeOfQueue()]!;
     expect(await home.command('pubsub', 'shardchannels')).toHaveLength(1);
     expect(await home.command('pubsub', 'channels')).toEqual([]);
+  });
+
+  it('the doorbell is enough, for a worker that cannot ask Postgres', async () => {
+    const { job, pid } = await system.createRunning('cooperative');
+    toPostgres.silence();
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
+    expect(await system.row(job.id)).toMatchObject({ stopped_at: null });
+    toPostgres.clear();
+    await system.untilStopped(job.id);
   });
 
   it('the reconciler rebuilds the queue after it was wiped', async () => {

@@ -61,8 +61,9 @@ describe('between the service and Redis', () => {
     const { job: running, pid } = await system.createRunning('cooperative');
     const waiting = await system.create('quick');
     proxy.slow(() => 1500);
+    const answers = await Promise.all([running, waiting].map(({ id }) => system.cancel(id)));
+    expect(answers.map(({ status }) => status)).toEqual([200, 200]);
     for (const { id } of [running, waiting]) {
-      expect((await system.cancel(id)).status).toBe(200);
       await system.api.untilLogged(UNDELIVERED, id);
       const about = system.api.logs.filter(({ jobId, method }) => jobId === id && method !== 'POST');
       expect(about.map(({ msg }) => msg)).toEqual(['request', UNDELIVERED]);

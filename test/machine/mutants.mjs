@@ -32,8 +32,8 @@ export const MUTANTS = [
     name: 'worker-trusts-the-message',
     says: 'a worker stops a run because a message says so, whether or not it has the token of the run',
     file: listener,
-    find: /if \(run && run\.stopToken === stopToken\)/,
-    replace: 'if (run)',
+    find: /if \(told && run && run\.stopToken === told\.stopToken\)/,
+    replace: 'if (told && run)',
   },
   {
     name: 'poll-removed',

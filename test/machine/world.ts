@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Queue } from 'bullmq';
 import { eventually } from '../support/eventually';
@@ -109,7 +110,8 @@ export class World {
     if (!runId || !workerId) return;
     // The test's own connection has lost the right to publish as well.
     const channel = `${this.system.settings.QUEUE_PREFIX}:cancel:${workerId}`;
-    await this.system.redis.publish(channel, JSON.stringify({ jobId, runId })).catch(() => undefined);
+    const message = { jobId, runId, stopToken: randomUUID(), cancelledAt: Date.now() };
+    await this.system.redis.publish(channel, JSON.stringify(message)).catch(() => undefined);
   }
 
   /** Redis forgets that the job was delivered and delivers it again: two workers run it, or one does twice. */

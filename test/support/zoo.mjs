@@ -38,12 +38,20 @@ const species = {
     await sleep(50);
     say('tidied');
   },
-  /** Stops when it is asked to, and has much to say about it. */
+  /** Stops when it is asked to, and says more at once than a pipe holds. */
   talkative: async (_input, { signal }) => {
-    process.on('exit', () => say('the exit handler has run'));
     await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
-    for (let line = 0; line < 200; line++) say('x'.repeat(200));
-    say('last words');
+    process.stdout.write(`${'x'.repeat(2 ** 20)}\n`);
+    console.log('last words');
+  },
+  /** Stops when it is asked to, and has exit handlers, of which one fails. */
+  careful: (_input, { signal }) => {
+    process.on('unhandledRejection', () => say('unhandled'));
+    process.on('exit', () => say('the first exit handler has run'));
+    process.on('exit', () => {
+      throw new Error('the second exit handler has failed');
+    });
+    return sleep(2 ** 30, undefined, { signal });
   },
   /** Returns a scenario although it was asked to stop. */
   late: async (_input, { signal }) => {

@@ -104,7 +104,16 @@ describe('cancelling a job whose task stops when it is asked', () => {
     await system.cancel(job.id);
     expect((await system.untilStopped(job.id)).stopped_how).toBe('graceful');
     await system.untilTaskSays(job.id, 'last words');
-    await system.untilTaskSays(job.id, 'the exit handler has run');
+  });
+
+  it('runs its exit handlers once, and ends it at once even if one fails', async () => {
+    const { job, pid } = await system.createRunning('careful');
+    await system.cancel(job.id);
+    expect((await system.untilStopped(job.id)).stopped_how).toBe('graceful');
+    expect(await groupIsAlive(pid)).toBe(false);
+    const said = system.workers[0]!.logs.filter(({ jobId }) => jobId === job.id).map(({ line }) => line);
+    expect(said.filter((line) => line === 'the first exit handler has run')).toHaveLength(1);
+    expect(said).not.toContain('unhandled');
   });
 });
 

@@ -82,13 +82,25 @@ describe('a worker learns of a cancel', () => {
     const { job } = await system.createRunning('slow 1500');
     const row = await system.row(job.id);
     const channel = `${system.settings.QUEUE_PREFIX}:cancel:${row.worker_id}`;
-    const forged = { jobId: job.id, runId: row.run_id };
+    const forged = { jobId: job.id, runId: row.run_id, cancelledAt: Date.now() };
     const tokens = [undefined, null, randomUUID(), row.run_id];
     const messages = tokens.map((stopToken) => JSON.stringify({ ...forged, stopToken }));
     for (const message of [...messages, '{"runId":{}}', 'null', '[]', 'not JSON', '']) {
       expect(await system.redis.publish(channel, message)).toBe(1);
     }
     expect((await system.untilStatus(job.id, 'completed', 'failed', 'cancelled')).status).toBe('completed');
+    expect((await system.row(job.id)).attempt).toBe(1);
+  });
+
+  it('and reads no message that is longer than any of ours', async () => {
+    system = await TestSystem.start({ settings: { ...NO_POLL, WATCHDOG_MS: '2000' } });
+    const { job } = await system.createRunning('cooperative');
+    const channel = `${system.settings.QUEUE_PREFIX}:cancel:${(await system.row(job.id)).worker_id}`;
+    // Read as JSON it would keep the worker busy for longer than its watchdog waits.
+    const message = `[${Array(10_000_000).fill('[]').join()}]`;
+    expect(await system.redis.publish(channel, message)).toBe(1);
+    expect((await system.cancel(job.id)).status).toBe(200);
+    expect(await system.untilStopped(job.id)).toMatchObject({ attempt: 1, stopped_how: 'graceful' });
   });
 
   it('and says the token of its run to nobody', async () => {

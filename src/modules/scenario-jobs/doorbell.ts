@@ -6,8 +6,9 @@ import { type RedisConnection } from '../../infrastructure/redis';
  * The doorbell: a message to the one worker that runs a cancelled job. Losing it costs time, at most one poll. On a
  * cluster it is a sharded message, which goes to one node and not to all.
  *
- * `stopToken` proves that the cancel is committed: the worker made it up for this run, and nothing but a cancel reads it
- * in the row. Without it, as from an api of an earlier version, the message has no authority and the worker asks Postgres.
+ * `stopToken` proves that the cancel is committed: the worker made it up for this run, and in this code nothing but a
+ * cancel reads it in the row. Without it, as from an api of an earlier version, the message has no authority and the worker
+ * asks Postgres.
  */
 export type CancelMessage = {
   jobId: string;
@@ -28,12 +29,18 @@ export async function ring(redis: RedisConnection, channel: string, message: Can
   return Number(await (redis instanceof Cluster ? redis.spublish(channel, text) : redis.publish(channel, text)));
 }
 
-/** What a message says, whoever sent it: nothing of it is checked. */
-export function parseMessage(text: string): Partial<CancelMessage> {
+/** Longer than any message of ours. */
+const MAX_MESSAGE = 1000;
+
+/** The run that a message says was cancelled, its proof and when; nothing if it is none of ours. Anybody may send one. */
+export function parseMessage(text: string): { runId: string; stopToken: string; cancelledAt: number } | undefined {
+  if (text.length > MAX_MESSAGE) return undefined;
   try {
-    return (JSON.parse(text) as Partial<CancelMessage> | null) ?? {};
+    const { runId, stopToken, cancelledAt } = JSON.parse(text) as Record<string, unknown>;
+    if (typeof runId !== 'string' || typeof stopToken !== 'string') return undefined;
+    return typeof cancelledAt === 'number' ? { runId, stopToken, cancelledAt } : undefined;
   } catch {
-    return {};
+    return undefined;
   }
 }
 

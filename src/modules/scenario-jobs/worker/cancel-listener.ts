@@ -68,10 +68,11 @@ export class CancelListener {
   }
 
   private hear(message: string): void {
-    const { runId = '', stopToken, cancelledAt = 0 } = parseMessage(message);
-    const run = this.runs.get(runId);
-    if (run && run.stopToken === stopToken) this.stopRun(run, 'doorbell', (Date.now() - cancelledAt) / 1000);
-    else void this.ask('doorbell');
+    const told = parseMessage(message);
+    const run = told && this.runs.get(told.runId);
+    if (told && run && run.stopToken === told.stopToken) {
+      this.stopRun(run, 'doorbell', (Date.now() - told.cancelledAt) / 1000);
+    } else void this.ask('doorbell');
   }
 
   private poll(): void {

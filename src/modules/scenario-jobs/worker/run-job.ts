@@ -107,9 +107,11 @@ export class RunJob {
     const timeout = setTimeout(() => run.stop('timeout'), settings.TASK_TIMEOUT_MS);
     try {
       const { end, how } = await task.ended;
-      const frozen = this.watchdog.hasKilled(run.runId) && end.kind === 'exited';
+      const frozen = this.watchdog.hasKilled(run.runId);
+      const cutShort = frozen && end.kind === 'exited';
       // Asked now and not again: what comes later makes the result of this run worth no less.
-      return { end, how, reason: run.reason ?? (frozen ? ('frozen' as const) : undefined) };
+      const reason = run.reason ?? (cutShort ? ('frozen' as const) : undefined);
+      return { end, how: frozen ? ('killed' as const) : how, reason };
     } finally {
       clearTimeout(timeout);
       progress.end();

@@ -20,7 +20,7 @@ const INHERITED = [
   'NODE_EXTRA_CA_CERTS',
   'SCENARIO_TASK_STEP_MS',
 ];
-/** A task that has reported has nothing left to do but to exit. */
+/** A task that has reported has nothing left to do but to end. */
 const EXIT_WITHIN_MS = 1000;
 /** When the whole tree is dead all that it has said can be read at once. */
 const READ_WITHIN_MS = 200;
@@ -111,10 +111,12 @@ export class TaskProcess {
   private terminate(): void {
     this.how = 'terminated';
     this.signal('SIGTERM');
-    this.timer = setTimeout(() => {
-      this.how = 'killed';
-      this.signal('SIGKILL');
-    }, this.options.stop.killMs);
+    this.timer = setTimeout(() => this.kill(), this.options.stop.killMs);
+  }
+
+  private kill(): void {
+    this.how = 'killed';
+    this.signal('SIGKILL');
   }
 
   /** Not once the process has been reaped: its group's id may be somebody else's by now. */
@@ -138,7 +140,7 @@ export class TaskProcess {
       case 'returned':
       case 'threw':
         this.end = message;
-        if (!this.stopping) this.timer = setTimeout(() => this.signal('SIGKILL'), EXIT_WITHIN_MS);
+        if (!this.stopping) this.timer = setTimeout(() => this.kill(), EXIT_WITHIN_MS);
         return;
       case undefined: // Not one of ours.
     }
@@ -153,7 +155,7 @@ export class TaskProcess {
     if (!exit) return { end: { kind: 'not started' }, how: this.how };
     await killTrees([this.tree]);
     await this.untilAllIsRead();
-    // A task that has said its last word kills itself.
+    // The process of one that was asked to stop and has said its last word kills itself.
     if (this.end) return { end: this.end, how: this.how };
     const end = { kind: 'exited', ...exit, outOfMemory: this.outOfMemory } as const;
     return { end, how: ENDED_BY[exit.signal ?? ''] ?? this.how };
