@@ -144,5 +144,6 @@ export const steps: fc.Arbitrary<Command>[] = [
   ...Array<fc.Arbitrary<Command>>(5).fill(race),
   ...Array<fc.Arbitrary<Command>>(2).fill(redeliver),
   ...Array<fc.Arbitrary<Command>>(2).fill(loseDoorbells),
-  ...[cancelAtOnce, createAndCancel, forge, forge, kill, freeze, leaveFrozen, thaw, wipe, pass, pass],
+  ...Array<fc.Arbitrary<Command>>(4).fill(forge),
+  ...[cancelAtOnce, createAndCancel, kill, freeze, leaveFrozen, thaw, wipe, pass, pass],
 ];
