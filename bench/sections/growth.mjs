@@ -143,7 +143,11 @@ function curvesOf(cells) {
       start,
       ...cells
         .filter((cell) => cell.what === what)
-        .map(({ from, to, ratios }) => ({ factor: to / from, ratio: ratios.p50 })),
+        // Without its goal, which is counted where it is judged.
+        .map(({ from, to, ratios: { p50 } }) => ({
+          factor: to / from,
+          ratio: { median: p50.median, min: p50.min, max: p50.max },
+        })),
     ],
   }));
 }
