@@ -38,7 +38,7 @@ export function parseMessage(text: string): { runId: string; stopToken: string; 
   try {
     const { runId, stopToken, cancelledAt } = JSON.parse(text) as Record<string, unknown>;
     if (typeof runId !== 'string' || typeof stopToken !== 'string') return undefined;
-    return typeof cancelledAt === 'number' ? { runId, stopToken, cancelledAt } : undefined;
+    return Number.isFinite(cancelledAt) ? { runId, stopToken, cancelledAt: Number(cancelledAt) } : undefined;
   } catch {
     return undefined;
   }
