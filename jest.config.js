@@ -24,6 +24,5 @@ module.exports = {
   globalTeardown: '<rootDir>/test/support/global-teardown.mjs',
   // Real processes on a busy machine: this is when a test is stuck, not when it is slow.
   testTimeout: 60_000,
-  // More than there are cores, for most of a test is waiting.
-  maxWorkers: 3,
+  maxWorkers: 2,
 };
