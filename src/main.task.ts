@@ -184,7 +184,7 @@ function finish(message: FromTask): void {
 }
 
 /**
- * Once it was asked to stop, the process is not taken apart by Node, which takes a fifth of all the time of a stop: after
+ * Once it was asked to stop, the process is not taken apart by Node, a quarter of the time that its end would take: after
  * the exit handlers of the task its group is killed, and with it whatever the task has started. What Node writes when it
  * ends, a profile or a coverage, is not written then.
  */
