@@ -179,7 +179,8 @@ describe('between a worker and Postgres', () => {
     expect((await system.cancel(job.id)).status).toBe(200);
     await eventually('the task is gone', async () => !(await groupIsAlive(pid)));
     const [worker] = system.workers;
-    expect(worker!.logged('stopping: the job was cancelled', job.id)).toMatchObject({ source: 'doorbell' });
+    const stopping = await worker!.untilLogged('stopping: the job was cancelled', job.id);
+    expect(stopping).toMatchObject({ source: 'doorbell' });
     await worker!.untilLogged('could not ask which runs were cancelled');
     expect((await fetch(`${worker!.url}/readyz`)).status).toBe(503);
     expect(await system.row(job.id)).toMatchObject({ status: 'cancelled', stopped_at: null });
