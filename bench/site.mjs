@@ -116,17 +116,22 @@ export async function checkCancelled(site, ids) {
     [ids],
   );
   if (rows[0].count !== ids.length) throw new Error(`${rows[0].count} of ${ids.length} rows are cancelled`);
-  const countLeft = async () => {
+  const left = await soon(0, async () => {
     const pipeline = site.redis.pipeline();
     for (const id of ids) pipeline.exists(site.queue.toKey(id));
     return (await pipeline.exec()).filter(([, exists]) => exists !== 0).length;
-  };
-  let left = await countLeft();
-  for (let tries = 0; left > 0 && tries < 100; tries++) {
-    await new Promise((next) => setTimeout(next, 10));
-    left = await countLeft();
-  }
+  });
   if (left > 0) throw new Error(`${left} of ${ids.length} cancelled jobs are still in the queue`);
+}
+
+/** Counts until it is what is wanted, for about a second. Returns the last count. */
+async function soon(wanted, count) {
+  let counted = await count();
+  for (let tries = 0; counted !== wanted && tries < 100; tries++) {
+    await new Promise((next) => setTimeout(next, 10));
+    counted = await count();
+  }
+  return counted;
 }
 
 /** What Redis has run of scripts until now: how many, and for how long. */
@@ -148,7 +153,7 @@ export async function listen(site, workerId = `bench-${randomUUID()}`) {
 /** Throws unless as many messages came as jobs were cancelled. */
 export async function checkHeard(listener, count) {
   // The message is sent before the answer, but on another connection.
-  for (let tries = 0; listener.heard < count && tries < 100; tries++) await new Promise((next) => setTimeout(next, 10));
-  if (listener.heard !== count) throw new Error(`${listener.heard} of ${count} messages reached the worker`);
+  const heard = await soon(count, () => listener.heard);
+  if (heard !== count) throw new Error(`${heard} of ${count} messages reached the worker`);
   listener.heard = 0;
 }
