@@ -1,5 +1,4 @@
 import { Controller, Get, Inject, Res } from '@nestjs/common';
-import { ApiExcludeController } from '@nestjs/swagger';
 import { type FastifyReply } from 'fastify';
 import { Database } from '../infrastructure/database';
 import { within } from '../infrastructure/within';
@@ -14,7 +13,6 @@ type State = 'up' | 'down';
 
 /** What a load balancer or an orchestrator asks. */
 @Controller()
-@ApiExcludeController()
 export class HealthController {
   constructor(
     private readonly database: Database,

@@ -12,6 +12,7 @@ import { ApiError } from './api-error';
 import { refuseConnection } from './client-errors';
 import { Connections } from './connections';
 import { sendError, toApiError } from './error.filter';
+import { PROBES } from './probes';
 
 /** Twelve bytes for each of the 60 000 characters of the largest prompt and context, and some air. */
 const BODY_LIMIT = 1024 * 1024;
@@ -22,8 +23,6 @@ const TIMEOUT_CHECK_MS = 1000;
 /** Nothing that a request needs may take longer than this, its own arrival included. */
 const HANDLER_TIMEOUT_MS = 25_000;
 const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
-/** Asked every few seconds by machines: their lines would bury the others. */
-const PROBES = new Set(['/livez', '/readyz', '/metrics']);
 const NO_HOST = 'The Host header is missing';
 const METHODS_WITH_BODY = new Set(['POST', 'PUT', 'PATCH']);
 
@@ -136,7 +135,8 @@ function decodable(url: string): string {
 }
 
 function logRequest(request: FastifyRequest, reply: FastifyReply, route: string): void {
-  const level = reply.statusCode >= 500 ? 'error' : PROBES.has(route) ? 'debug' : 'info';
+  // Their lines would bury the others.
+  const level = reply.statusCode >= 500 ? 'error' : PROBES.includes(route) ? 'debug' : 'info';
   const caller = request.caller;
   request.log[level](
     {

@@ -1,11 +1,9 @@
 import { Controller, Get, Res } from '@nestjs/common';
-import { ApiExcludeController } from '@nestjs/swagger';
 import { type FastifyReply } from 'fastify';
 import { Metrics } from '../infrastructure/metrics';
 
 /** What Prometheus scrapes. */
 @Controller()
-@ApiExcludeController()
 export class MetricsController {
   constructor(private readonly metrics: Metrics) {}
 

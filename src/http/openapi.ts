@@ -1,6 +1,7 @@
 import { type INestApplication } from '@nestjs/common';
 import { DocumentBuilder, type OpenAPIObject, SwaggerModule } from '@nestjs/swagger';
 import { errorContent, ValidationErrorDetail } from './openapi-errors';
+import { PROBES } from './probes';
 
 /** The OpenAPI document of the api. */
 export function describeApi(app: INestApplication): OpenAPIObject {
@@ -28,6 +29,7 @@ export function describeApi(app: INestApplication): OpenAPIObject {
     extraModels: [ValidationErrorDetail],
     ignoreGlobalPrefix: true,
   });
+  for (const path of PROBES) delete document.paths[path];
 
   // Every operation needs a key; the response without one is described once.
   document.components ??= {};
