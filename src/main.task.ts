@@ -7,6 +7,7 @@
  */
 import { Socket } from 'node:net';
 import { pathToFileURL } from 'node:url';
+import { atMostEvery } from './modules/scenario-jobs/worker/at-most-every';
 import { readLines } from './modules/scenario-jobs/worker/lines';
 import {
   CHANNEL,
@@ -14,14 +15,13 @@ import {
   isErrorCode,
   MAX_PROGRESS,
   MAX_RESULT,
+  PROGRESS_EVERY_MS,
   shorten,
   type TaskError,
   toLine,
   type ToTask,
 } from './modules/scenario-jobs/worker/task-messages';
 
-/** Progress is a hint for people: more often than this nobody can read it. */
-const PROGRESS_EVERY_MS = 200;
 /** Codes of errors of the network, which may pass; the last ones are those of Node's fetch. */
 const TRANSIENT = new Set([
   'ECONNRESET',
@@ -38,17 +38,18 @@ const TRANSIENT = new Set([
 ]);
 const MAX_CAUSES = 5;
 
-/** Before a task can put anything in its place. */
+/** Kept before the task can replace it. */
 const kill = process.kill.bind(process);
 const stop = new AbortController();
 const worker = new Socket({ fd: CHANNEL });
+const progress = atMostEvery<string>(PROGRESS_EVERY_MS, (line) => worker.write(line));
 
 readLines(worker, Infinity, (line) => {
   const message = JSON.parse(line) as ToTask;
   if (message.kind === 'start') void run(message);
   else {
     send({ kind: 'acknowledged' });
-    stop.abort(new Error('the job was cancelled'));
+    stop.abort(new DOMException('The run is stopped', { name: 'AbortError', cause: message.reason }));
   }
 });
 // The worker is gone, and with it whoever could use a result. A loop that never yields does not get here: the
@@ -80,7 +81,7 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
   try {
     result = await (task as (...args: unknown[]) => unknown)(input, {
       signal: stop.signal,
-      progress: progressReporter(),
+      progress: report,
     });
   } catch (error) {
     if (!stop.signal.aborted) console.error(error);
@@ -141,22 +142,10 @@ function failure(code: string, message: string): TaskError {
   return { code, message, retryable: false };
 }
 
-/** Passes on the latest progress, at most so often; what comes in between is overtaken. */
-function progressReporter(): (value: unknown) => void {
-  let latest = '';
-  let timer: NodeJS.Timeout | undefined;
-  let last = 0;
-  const report = () => {
-    timer = undefined;
-    last = performance.now();
-    worker.write(latest);
-  };
-  return (value) => {
-    const line = progressLine(value);
-    if (line === undefined) return console.error(`progress dropped: it is no JSON of about ${MAX_PROGRESS} characters`);
-    latest = line;
-    timer ??= setTimeout(report, Math.max(0, last + PROGRESS_EVERY_MS - performance.now())).unref();
-  };
+function report(value: unknown): void {
+  const line = progressLine(value);
+  if (line === undefined) return console.error(`progress dropped: it is no JSON of about ${MAX_PROGRESS} characters`);
+  progress.take(line);
 }
 
 function progressLine(progress: unknown): string | undefined {
@@ -175,6 +164,7 @@ function send(message: FromTask): void {
 
 /** Sends the last message and ends when it and all that was printed is out, whatever the task left running. */
 function finish(message: FromTask): void {
+  progress.flush();
   send(message);
   // Mostly nothing waits: what a pipe has room for is written at once.
   const busy = [worker, process.stdout, process.stderr].filter((stream) => stream.writableLength > 0);

@@ -32,6 +32,11 @@ const species = {
   },
   /** Stops when it is asked to. */
   cooperative: (_input, { signal }) => sleep(2 ** 30, undefined, { signal }),
+  /** Stops when it is asked to, and says why it was. */
+  curious: async (_input, { signal }) => {
+    await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
+    say(`stopped by ${signal.reason.name}: ${signal.reason.cause}`);
+  },
   /** Stops when it is asked to, after some cleaning up. */
   tidy: async (_input, { signal }) => {
     await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);

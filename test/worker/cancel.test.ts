@@ -52,6 +52,13 @@ describe('cancelling a job', () => {
     expect(await system.get(job.id)).toEqual(body);
   });
 
+  it('tells the task why it is stopped', async () => {
+    const { job } = await system.createRunning('curious');
+    await system.cancel(job.id);
+    await system.untilTaskSays(job.id, 'stopped by AbortError: cancelled');
+    await system.untilStopped(job.id);
+  });
+
   it.each(['parent', 'daemon'])('ends what a %s started, too', async (species) => {
     const { job } = await system.createRunning(species);
     const child = await system.untilTaskSays(job.id, 'child');

@@ -3,8 +3,8 @@ import { Injectable } from '@nestjs/common';
 import { type TaskProcess } from './task-process';
 
 /**
- * Why a run is stopped. `cancelled`: its job is. `superseded`: another run has taken over. `interrupted`: this
- * worker shuts down, or cannot ask Postgres any more. `timeout`: it takes too long.
+ * Why a run is stopped; its task is told. `cancelled`: its job is. `superseded`: another run has taken over.
+ * `interrupted`: this worker shuts down, or cannot ask Postgres any more. `timeout`: it takes too long.
  */
 export type StopReason = 'cancelled' | 'superseded' | 'interrupted' | 'timeout';
 
@@ -35,7 +35,7 @@ export class ActiveRun {
   stop(reason: StopReason): boolean {
     if (this.reason) return false;
     this.reason = reason;
-    this.process?.stop();
+    this.process?.stop(reason);
     return true;
   }
 }

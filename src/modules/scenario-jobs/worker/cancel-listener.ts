@@ -106,7 +106,8 @@ export class CancelListener {
       const owed = await (source === 'doorbell'
         ? this.jobs.findOwed(this.workerId)
         : this.jobs.reportAlive(this.workerId));
-      this.lastAnswer = performance.now();
+      // Without signs of life others take this worker for dead, whatever it can still read.
+      if (source !== 'doorbell') this.lastAnswer = performance.now();
       for (const { status, runId, cancelledSeconds } of owed) {
         const run = this.runs.get(runId);
         if (run && status === 'cancelled') this.stopRun(run, source, cancelledSeconds ?? 0);

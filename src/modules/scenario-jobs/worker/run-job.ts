@@ -7,6 +7,8 @@ import { Metrics } from '../../../infrastructure/metrics';
 import { type StopKind } from '../job-status';
 import { type ClaimedJob, JobRepository, type Run } from '../job.repository';
 import { ActiveRun, ActiveRuns, type StopReason } from './active-runs';
+import { atMostEvery } from './at-most-every';
+import { PROGRESS_EVERY_MS } from './task-messages';
 import { parseResult } from './task-result';
 import { type TaskEnd, TaskProcess } from './task-process';
 import { Watchdog } from './watchdog';
@@ -41,7 +43,6 @@ const NOT_BEGUN: Stop = { reason: undefined, how: 'graceful' };
 
 const MAX_BACKOFF_MS = 60_000;
 const RECORD_AGAIN_AFTER_MS = 250;
-const PROGRESS_EVERY_MS = 1000;
 
 const BUILT_IN_TASK = require.resolve('../tasks/generate-scenario');
 
@@ -96,8 +97,10 @@ export class RunJob {
 
   private async runTask(run: ActiveRun, job: ClaimedJob, logger: Logger) {
     const { settings } = this;
-    const progress = atMostEvery(PROGRESS_EVERY_MS, (last) => logger.info({ progress: last }, 'task progress'));
-    const task = this.newTask(run, logger, progress.report);
+    const progress = atMostEvery<unknown>(PROGRESS_EVERY_MS, (last) =>
+      logger.info({ progress: last }, 'task progress'),
+    );
+    const task = this.newTask(run, logger, progress.take);
     if (!task) return { ...NOT_BEGUN, end: { kind: 'not started' } as const };
     // In this order: there is no moment at which it computes and nobody but this worker could end it.
     this.watchdog.watch(task.tree);
@@ -114,7 +117,7 @@ export class RunJob {
       return { end, how: frozen ? ('killed' as const) : how, reason };
     } finally {
       clearTimeout(timeout);
-      progress.end();
+      progress.flush();
       this.watchdog.forget(task.tree);
     }
   }
@@ -259,19 +262,4 @@ function describeExit(end: Extract<TaskEnd, { kind: 'exited' }>, memoryMb: numbe
 /** The end of a task without what it made. */
 function brief(end: TaskEnd) {
   return end.kind === 'returned' ? { kind: end.kind } : end;
-}
-
-function atMostEvery(milliseconds: number, onProgress: (progress: unknown) => void) {
-  let latest: unknown;
-  let timer: NodeJS.Timeout | undefined;
-  return {
-    report: (progress: unknown) => {
-      latest = progress;
-      timer ??= setTimeout(() => {
-        timer = undefined;
-        onProgress(latest);
-      }, milliseconds);
-    },
-    end: () => clearTimeout(timer),
-  };
 }

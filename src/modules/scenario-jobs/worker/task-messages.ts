@@ -1,4 +1,5 @@
 import { storable } from '../../../infrastructure/text';
+import { type StopReason } from './active-runs';
 
 /** The socket on which a worker and the process of a run exchange lines of JSON, in the process of the run. */
 export const CHANNEL = 3;
@@ -8,6 +9,8 @@ export const MAX_MESSAGE = 4 * 1024 * 1024;
 export const MAX_RESULT = 1024 * 1024;
 /** Progress is a word for people: characters of its message. */
 export const MAX_PROGRESS = 4096;
+/** More often than this nobody can read it: neither does a task send it more often, nor a worker log it. */
+export const PROGRESS_EVERY_MS = 1000;
 const MAX_ERROR_MESSAGE = 1000;
 const ERROR_CODE = /^[A-Z][A-Z0-9_]{0,63}$/;
 
@@ -15,7 +18,7 @@ const ERROR_CODE = /^[A-Z][A-Z0-9_]{0,63}$/;
 export type ToTask =
   | { kind: 'start'; module: string; input: Record<string, unknown> }
   /** Please stop: aborts the task's signal. */
-  | { kind: 'stop' };
+  | { kind: 'stop'; reason: StopReason };
 
 /** What a task's error means for its job. `retryable`: the same run may succeed later. */
 export type TaskError = { code: string; message: string; retryable: boolean };

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { type Duplex } from 'node:stream';
 import { within } from '../../../infrastructure/within';
 import { type StopKind } from '../job-status';
+import { type StopReason } from './active-runs';
 import { readLines } from './lines';
 import { killTrees, type ProcessTree, signalGroup } from './process-tree';
 import { MAX_MESSAGE, parseFromTask, RUN_ID_VARIABLE, type TaskError, toLine, type ToTask } from './task-messages';
@@ -98,11 +99,11 @@ export class TaskProcess {
    * does not, it computes without yielding and no grace would help. Then SIGTERM, then SIGKILL, each to the
    * whole group. Calling it twice is calling it once.
    */
-  stop(): void {
+  stop(reason: StopReason): void {
     if (this.stopping) return;
     this.stopping = true;
     clearTimeout(this.timer);
-    this.send({ kind: 'stop' });
+    this.send({ kind: 'stop', reason });
     this.timer = setTimeout(() => {
       if (!this.acknowledged) this.terminate();
     }, this.options.stop.ackMs);
