@@ -2,6 +2,7 @@ import { type CanActivate, type ExecutionContext, Injectable } from '@nestjs/com
 import { Reflector } from '@nestjs/core';
 import { type FastifyRequest } from 'fastify';
 import { ApiError } from '../http/api-error';
+import { headerValues } from '../http/header-values';
 import { hashApiKey, parseAuthorization } from './api-key';
 import { ApiKeyRepository } from './api-key.repository';
 import { type Caller } from './caller';
@@ -23,7 +24,7 @@ export class ApiKeyGuard implements CanActivate {
   async canActivate(context: ExecutionContext): Promise<boolean> {
     const request = context.switchToHttp().getRequest<FastifyRequest>();
     // Node keeps the first of several Authorization headers; which one was meant is not ours to guess.
-    const headers = request.raw.headersDistinct['authorization'] ?? [];
+    const headers = headerValues(request.raw, 'authorization');
     const key = headers.length === 1 ? parseAuthorization(headers[0]) : undefined;
     if (!key) throw invalidKey(headers.length === 0 ? '' : INVALID_TOKEN);
     const hash = hashApiKey(key);

@@ -34,7 +34,7 @@ export class HealthController {
     const [postgres, redis] = await Promise.all([state(this.database.ping()), state(this.pingRedis())]);
     if (postgres === 'up') return { status: redis === 'up' ? 'ok' : 'degraded', postgres, redis };
     reply.status(503);
-    const { envelope } = new ApiError('service_unavailable', 'Postgres cannot be reached');
+    const { envelope } = new ApiError('service_unavailable', 'Postgres cannot be reached, or has not been migrated');
     return { status: 'unavailable', postgres, redis, ...envelope };
   }
 }

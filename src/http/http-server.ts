@@ -2,6 +2,7 @@ import { isUtf8 } from 'node:buffer';
 import { randomUUID } from 'node:crypto';
 import { type IncomingMessage } from 'node:http';
 import { type Socket } from 'node:net';
+import { finished } from 'node:stream/promises';
 import { FastifyAdapter } from '@nestjs/platform-fastify';
 import { type FastifyReply, type FastifyRequest, LogController } from 'fastify';
 import { holdsApiKey } from '../auth/api-key';
@@ -12,6 +13,7 @@ import { ApiError } from './api-error';
 import { refuseConnection } from './client-errors';
 import { Connections } from './connections';
 import { sendError, toApiError } from './error.filter';
+import { headerValues } from './header-values';
 import { PROBES } from './probes';
 
 /** Twelve bytes for each of the 60 000 characters of the largest prompt and context, and some air. */
@@ -23,8 +25,12 @@ const TIMEOUT_CHECK_MS = 1000;
 /** Nothing that a request needs may take longer than this, its own arrival included. */
 const HANDLER_TIMEOUT_MS = 25_000;
 const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
-const NO_HOST = 'The Host header is missing';
+/** RFC 9110: a name or an address, and perhaps a port. */
+const HOST = /^(\[[0-9a-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?$/i;
 const METHODS_WITH_BODY = new Set(['POST', 'PUT', 'PATCH']);
+const JSON_TYPE = /^application\/json[ \t]*(;|$)/i;
+/** What is still being sent of a body that is too large is dropped for so long: else its sender might never read why. */
+const LINGER_MS = 2000;
 
 /**
  * The HTTP server of both processes: Fastify, set up so that every answer has a request id and every error
@@ -69,40 +75,32 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   const routes: { method: string; path: RegExp }[] = [];
   fastify.addHook('onRoute', ({ method, url }) => {
     const path = new RegExp(`^${url.replaceAll('.', '\\.').replaceAll(/:\w+/g, '[^/]+')}$`);
-    routes.push(...[method].flat().map((one) => ({ method: one, path })));
+    for (const one of [method].flat()) routes.push({ method: one, path });
   });
   fastify.decorateRequest('allowedMethods', function (this: FastifyRequest) {
     const path = this.url.split('?', 1)[0] ?? '';
-    return routes.filter((route) => route.path.test(path)).map((route) => route.method);
+    return [...new Set(routes.filter((route) => route.path.test(path)).map((route) => route.method))];
   });
 
-  // Nest's own parsers refuse an empty body that claims to be JSON, which DELETE requests of many clients have; and what
-  // a body says is nobody's business before its caller is known: a handler gets it as text.
+  // Whatever its type, a body is read and no more, also where none is due: what turns out to be malformed must have no
+  // effect. What is wrong with it is for its handler to say: before its caller is known that is nobody's business.
   fastify.removeAllContentTypeParsers();
-  fastify.addContentTypeParser('application/json', { parseAs: 'buffer' }, (request, body: Buffer, done) => {
-    if (!METHODS_WITH_BODY.has(request.method) || body.length === 0) return done(null, undefined);
-    if (!isUtf8(body)) return done(new ApiError('invalid_json', 'Request body is not valid UTF-8'));
-    done(null, body.toString());
-  });
-  fastify.addContentTypeParser('*', (request, payload, done) => {
-    if (METHODS_WITH_BODY.has(request.method)) {
-      return done(new ApiError('unsupported_media_type', 'Content-Type must be application/json'));
-    }
-    // Not before all of it is there: what turns out to be malformed must have no effect.
-    payload.once('end', () => done(null, undefined)).resume();
+  fastify.addContentTypeParser('*', { parseAs: 'buffer' }, (request, body: Buffer, done) => {
+    done(null, METHODS_WITH_BODY.has(request.method) && body.length > 0 ? textOf(request, body) : undefined);
   });
 
   fastify.addHook('onRequest', (request, reply, done) => {
     void reply.header('x-request-id', request.id);
     // Node reads no further on a connection that asks for another protocol: the next request would wait for ever.
     if (request.headers.upgrade !== undefined) void reply.header('connection', 'close');
-    const { httpVersion, headers } = request.raw;
-    if (httpVersion === '1.1' && headers.host === undefined) return done(new ApiError('malformed_request', NO_HOST));
-    done();
+    // Fastify would refuse a type that it cannot read, whether or not there is a body.
+    delete request.raw.headers['content-type'];
+    done(faultInHost(request.raw));
   });
-  fastify.addHook('onSend', (_request, reply, _payload, done) => {
+  fastify.addHook('onSend', (request, reply, _payload, done) => {
     if (connections.endsWith(reply.raw)) void reply.header('connection', 'close');
-    done();
+    if (reply.statusCode === 413) void arrived(request.raw, LINGER_MS).then(() => done());
+    else done();
   });
   fastify.addHook('preClose', (done) => {
     connections.endWithin(HANDLER_TIMEOUT_MS, server);
@@ -118,6 +116,29 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   return adapter;
 }
 
+/** The text of a JSON body, or what is wrong with it. */
+function textOf(request: FastifyRequest, body: Buffer): string | ApiError {
+  const [type = ''] = headerValues(request.raw, 'content-type');
+  if (!JSON_TYPE.test(type)) return new ApiError('unsupported_media_type', 'Content-Type must be application/json');
+  return isUtf8(body) ? body.toString() : new ApiError('invalid_json', 'Request body is not valid UTF-8');
+}
+
+function faultInHost(request: IncomingMessage): ApiError | undefined {
+  const hosts = headerValues(request, 'host');
+  if (hosts.length > 1) return new ApiError('malformed_request', 'The Host header is sent more than once');
+  if (hosts.length === 0 && request.httpVersion === '1.1') {
+    return new ApiError('malformed_request', 'The Host header is missing');
+  }
+  return HOST.test(hosts[0] ?? '') ? undefined : new ApiError('malformed_request', 'The Host header is not a host');
+}
+
+/** Resolves when all of a request has been received, or has not been for so long. */
+async function arrived(request: IncomingMessage, limitMs: number): Promise<void> {
+  if (request.complete) return;
+  const signal = AbortSignal.timeout(limitMs);
+  await finished(request.resume(), { signal }).catch(() => undefined);
+}
+
 /** Takes over the caller's request id if it is one that can stand in a log line and holds no key, else makes one. */
 function requestId(request: IncomingMessage): string {
   const given = request.headers['x-request-id'];
@@ -126,11 +147,12 @@ function requestId(request: IncomingMessage): string {
 
 /** A path that cannot be decoded is taken literally, so that it is not found like any other unknown path. */
 function decodable(url: string): string {
+  const [path = '', ...query] = url.split('?');
   try {
-    decodeURIComponent(url);
+    decodeURIComponent(path);
     return url;
   } catch {
-    return url.replaceAll('%', '%25');
+    return [path.replaceAll('%', '%25'), ...query].join('?');
   }
 }
 

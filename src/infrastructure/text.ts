@@ -3,6 +3,12 @@ export function isStorable(text: string): boolean {
   return text.isWellFormed() && !text.includes('\0');
 }
 
+/** The text up to this length, and no half of a character in it. */
+export function beginning(text: string, most: number): string {
+  const cut = text.length > most ? text.slice(0, most).replace(/[\ud800-\udbff]$/, '') : text;
+  return cut.toWellFormed();
+}
+
 /** The text, with a replacement character for each thing in it that Postgres cannot store. */
 export function storable(text: string): string {
   return text.toWellFormed().replaceAll('\0', '\ufffd');

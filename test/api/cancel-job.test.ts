@@ -111,6 +111,7 @@ describe('DELETE of a queued job', () => {
   it.each([
     ['JSON and no body', 'application/json', ''],
     ['JSON that is broken', 'application/json', '{"a":'],
+    ['a type that is none', 'json', ''],
     ['text', 'text/plain', 'hello'],
     ['a form', 'application/x-www-form-urlencoded', 'a=b'],
   ])('does not care for a body: %s', async (_what, contentType, body) => {

@@ -1,3 +1,5 @@
+import { connect } from 'node:net';
+import { parseAnswer } from '../support/raw-http';
 import { type ErrorBody, type Job, TestSystem } from '../support/test-system';
 
 let system: TestSystem;
@@ -133,6 +135,12 @@ describe('POST of a job', () => {
       'unknown_field',
       `${'x'.repeat(100)} is not a known field`,
     ],
+    [
+      'a field whose name is cut in the middle of a character',
+      { ...good, [`${'x'.repeat(99)}\u{1f600}`]: 1 },
+      'unknown_field',
+      `${'x'.repeat(99)} is not a known field`,
+    ],
   ])('refuses %s', async (_what, body, code, message) => {
     const answer = await post(body);
     expect({ status: answer.status, body: answer.body }).toEqual({
@@ -141,7 +149,7 @@ describe('POST of a job', () => {
     });
   });
 
-  it.each(['text/plain', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=x'])(
+  it.each(['text/plain', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=x', 'json'])(
     'refuses %s',
     async (type) => {
       const { status, body } = await post('a=b', { 'content-type': type });
@@ -163,6 +171,18 @@ describe('POST of a job', () => {
   it('refuses a body of more than a mebibyte', async () => {
     const { status, body } = await post({ ...good, context: 'x'.repeat(1024 * 1024) });
     expect({ status, code: body.error.code }).toEqual({ status: 413, code: 'body_too_large' });
+  });
+
+  it('says so also to one who reads nothing before all is sent', async () => {
+    const length = 20 * 1024 * 1024;
+    const { hostname, port, pathname } = new URL(system.jobsUrl);
+    const socket = connect(Number(port), hostname);
+    const head = `POST ${pathname} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${system.key}\r\nContent-Length: ${length}\r\n\r\n`;
+    await new Promise<void>((resolve, reject) => {
+      socket.write(head + 'x'.repeat(length), (error) => (error ? reject(error) : resolve()));
+    });
+    const answer = (await socket.setEncoding('utf8').toArray()).join('');
+    expect(parseAnswer(answer)).toMatchObject({ status: 413, body: { error: { code: 'body_too_large' } } });
   });
 });
 

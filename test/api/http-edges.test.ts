@@ -30,6 +30,19 @@ describe('every error is in the envelope', () => {
   it('says which methods a path has', async () => {
     const { headers } = await fetch(`${system.jobsUrl}/j1o2b3i4d5x6`, { method: 'PUT' });
     expect(headers.get('allow')?.split(', ').sort()).toEqual(['DELETE', 'GET', 'HEAD']);
+    const docs = await fetch(`${system.api.url}/docs`, { method: 'POST' });
+    expect(docs.headers.get('allow')?.split(', ').sort()).toEqual(['GET', 'HEAD']);
+  });
+
+  it.each([
+    ['another type', 'text/plain', 'x'],
+    ['a type that is none', 'json', 'x'],
+    ['bytes that are no text', 'application/json', new Uint8Array([0xff])],
+  ])('says nothing of a body to one who has no key, or of what is not there: %s', async (_what, type, body) => {
+    const post = (url: string) => fetch(url, { method: 'POST', body, headers: { 'content-type': type } });
+    expect((await post(system.jobsUrl)).status).toBe(401);
+    expect((await post(`${system.api.url}/nothing`)).status).toBe(404);
+    expect((await post(`${system.jobsUrl}/j1o2b3i4d5x6`)).status).toBe(405);
   });
 
   it.each([
@@ -49,6 +62,14 @@ describe('every error is in the envelope', () => {
       'malformed_request',
     ],
     ['no Host', 'GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n', 400, 'malformed_request'],
+    ['two Hosts', 'GET /livez HTTP/1.1\r\nHost: x\r\nHost: y\r\nConnection: close\r\n\r\n', 400, 'malformed_request'],
+    ['a Host that is none', 'GET /livez HTTP/1.1\r\nHost: a@b\r\nConnection: close\r\n\r\n', 400, 'malformed_request'],
+    [
+      'a header of the name that every object has',
+      'GET /rest/v1/scenario-studio/jobs/x HTTP/1.1\r\nHost: x\r\n__proto__: x\r\nConnection: close\r\n\r\n',
+      401,
+      'invalid_api_key',
+    ],
     [
       'an expectation of its own',
       'GET /none HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\nConnection: close\r\n\r\n',
@@ -224,5 +245,18 @@ describe('metrics and health', () => {
       const ready = await fetch(`${url}/readyz`);
       expect(await ready.json()).toEqual({ status: 'ok', postgres: 'up', redis: 'up' });
     }
+  });
+
+  it('neither is before the database has been migrated', async () => {
+    await system.pool.query('ALTER TABLE scenario_jobs RENAME TO not_yet');
+    for (const url of [system.api.url, system.workers[0]!.url]) {
+      const ready = await fetch(`${url}/readyz`);
+      expect({ status: ready.status, body: await ready.json() }).toMatchObject({
+        status: 503,
+        body: { error: { code: 'service_unavailable', message: expect.stringContaining('has not been migrated') } },
+      });
+    }
+    await system.pool.query('ALTER TABLE not_yet RENAME TO scenario_jobs');
+    expect((await fetch(`${system.api.url}/readyz`)).status).toBe(200);
   });
 });

@@ -12,6 +12,8 @@ import { isCancellable } from '../job-status';
 
 /** How soon a job whose row is locked is asked for again: nothing of ours locks one for longer than a statement. */
 const LOCKED_AGAIN_MS = 10;
+/** The wait doubles up to this: then somebody else has locked it. */
+const LOCKED_AGAIN_MOST_MS = 160;
 /** How long that goes on. No connection to Postgres is held meanwhile, so that others are not kept from theirs. */
 const LOCKED_LIMIT_MS = 4000;
 
@@ -48,13 +50,13 @@ export class CancelJob {
 
   async cancel(key: PresentedKey, jobId: string, idempotencyKey: string | null): Promise<Cancelled> {
     const deadline = performance.now() + LOCKED_LIMIT_MS;
-    for (;;) {
+    for (let waitMs = LOCKED_AGAIN_MS; ; waitMs = Math.min(2 * waitMs, LOCKED_AGAIN_MOST_MS)) {
       const cancelled = await this.jobs.cancel({ keyHash: key.hash, jobId, idempotencyKey });
       if (cancelled) return this.deliver(cancelled);
       const explained = await this.explain(await key.identify(), jobId, idempotencyKey);
       if (explained) return explained;
       if (performance.now() > deadline) throw new JobBusy(jobId);
-      await sleep(LOCKED_AGAIN_MS);
+      await sleep(waitMs);
     }
   }
 

@@ -14,6 +14,7 @@ import { ApiKeyGuard, LooksUpKey } from '../../../auth/api-key.guard';
 import { type Caller, CurrentCaller, CurrentKey, type PresentedKey } from '../../../auth/caller';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { ApiError } from '../../../http/api-error';
+import { headerValues } from '../../../http/header-values';
 import { errorResponse } from '../../../http/openapi-errors';
 import { isId } from '../../../infrastructure/ids';
 import { JobNotFound } from '../job.errors';
@@ -132,7 +133,7 @@ export class JobsController {
     @Req() request: FastifyRequest,
   ): Promise<ScenarioJob> {
     request.logged = logged(jobId);
-    const idempotencyKeys = request.raw.headersDistinct['idempotency-key'] ?? [];
+    const idempotencyKeys = headerValues(request.raw, 'idempotency-key');
     if (!isIdempotencyKey(idempotencyKeys)) {
       await key.identify();
       throw new ApiError('invalid_idempotency_key', IDEMPOTENCY_RULE);

@@ -1,6 +1,7 @@
 import { type PipeTransform } from '@nestjs/common';
 import { getMetadataStorage, validateSync, type ValidationError } from 'class-validator';
 import { ApiError, type ApiErrorCode } from '../../../http/api-error';
+import { beginning } from '../../../infrastructure/text';
 import { CreateJobDto } from './create-job.dto';
 
 /** Fields of the API that are not built yet. To accept and ignore them would lose a callback silently. */
@@ -21,9 +22,10 @@ const RULES = ['isDefined', 'isString', 'isNotEmpty', 'isStorableText', 'isEmail
  */
 export type CheckedBody = { job: CreateJobDto; requestId: string | null; fault: ApiError | undefined };
 
-/** Checks the text of a body. Its errors name the field and the rule, one fault at a time. */
-export class ValidateCreateJob implements PipeTransform<string | undefined, CheckedBody> {
-  transform(text: string | undefined): CheckedBody {
+/** Checks the text of a body, if it could be read. Its errors name the field and the rule, one fault at a time. */
+export class ValidateCreateJob implements PipeTransform<string | ApiError | undefined, CheckedBody> {
+  transform(text: string | ApiError | undefined): CheckedBody {
+    if (text instanceof ApiError) throw text;
     const body = parse(text ?? '{}');
     // Not by class-transformer, which follows nested values until the stack overflows; and no `__proto__`.
     const known = Object.entries(body).filter(([name]) => KNOWN.has(name));
@@ -54,7 +56,7 @@ function parse(text: string): object {
 function strangerIn(body: object): ApiError | undefined {
   for (const [name, value] of Object.entries(body)) {
     if (!UNSUPPORTED.has(name) && !KNOWN.has(name)) {
-      return new ApiError('unknown_field', `${name.slice(0, MAX_NAME)} is not a known field`);
+      return new ApiError('unknown_field', `${beginning(name, MAX_NAME)} is not a known field`);
     }
     if (UNSUPPORTED.has(name) && value !== null) {
       return new ApiError('unsupported_field', `${name} is not supported yet`);
