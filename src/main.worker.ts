@@ -1,12 +1,15 @@
 import 'reflect-metadata';
-import { existsSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { readSettings } from './config/settings';
 import { startProcess } from './http/start-process';
 import { WorkerLifecycle } from './modules/scenario-jobs/worker/worker-lifecycle';
 import { WorkerModule } from './worker.module';
 
 const settings = readSettings(
-  ({ SCENARIO_TASK: path }) => path !== undefined && !existsSync(path) && 'SCENARIO_TASK must be the path of a file',
+  ({ SCENARIO_TASK: path }) =>
+    path !== undefined &&
+    !statSync(path, { throwIfNoEntry: false })?.isFile() &&
+    'SCENARIO_TASK must be the path of a file',
 );
 void startProcess('worker', WorkerModule, settings, settings.WORKER_PORT, {
   listening: (app) => app.get(WorkerLifecycle).start(),

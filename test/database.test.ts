@@ -1,4 +1,6 @@
 import { randomUUID } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { newId } from '../src/infrastructure/ids';
 import { isTerminal, JOB_STATUSES, type JobStatus, TRANSITIONS } from '../src/modules/scenario-jobs/job-status';
 import { TestSystem } from './support/test-system';
@@ -129,6 +131,23 @@ describe('the database refuses', () => {
     await system.pool.query('DELETE FROM scenarios WHERE job_id = $1', [id]);
     const { rowCount } = await system.pool.query('DELETE FROM scenario_jobs WHERE id = $1', [id]);
     expect(rowCount).toBe(1);
+  });
+
+  it('but not that old jobs are deleted as docs/operations.md says', async () => {
+    const operations = readFileSync(join(__dirname, '../docs/operations.md'), 'utf8');
+    const [statement = ''] = /^WITH old AS[^;]*;/m.exec(operations) ?? [];
+    // Those of this file are all new.
+    const old = statement.replace(/now\(\) - interval '90 days'/, "now() + interval '1 day'");
+    const open = [await jobIn('queued'), await jobIn('processing')];
+    const stopping = await jobIn('processing');
+    await move(stopping, 'cancelled');
+    const finished = await Promise.all(JOB_STATUSES.filter(isTerminal).map(jobIn));
+    expect((await system.pool.query(statement)).rowCount).toBe(0);
+    await system.pool.query(old);
+    const { rows } = await system.pool.query<{ id: string }>('SELECT id FROM scenario_jobs WHERE id = ANY ($1)', [
+      [...open, stopping, ...finished],
+    ]);
+    expect(rows.map(({ id }) => id).sort()).toEqual([...open, stopping].sort());
   });
 
   it('to confirm a stop twice', async () => {

@@ -41,7 +41,7 @@ describe('what is asked about one job', () => {
     const run = new ActiveRun(jobId);
     const claim = () => jobs.claim(run, 'worker', WORKER_LOST_MS);
     await claim();
-    expect(await jobs.requeue(run, { interrupted: true })).toBe(true);
+    expect(await jobs.requeue(run, { countsAsAttempt: false })).toBe(true);
     await claim();
     expect(await claim()).toBe('taken');
     expect(await jobs.find(workspaceId, jobId)).toMatchObject({ status: 'processing' });

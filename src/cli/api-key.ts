@@ -2,7 +2,7 @@ import { parseArgs } from 'node:util';
 import { ApiKeyRepository } from '../auth/api-key.repository';
 import { SETTINGS } from '../config/settings';
 import { Database } from '../infrastructure/database';
-import { isDatabaseUnavailable } from '../infrastructure/database-errors';
+import { isDatabaseUnavailable, isNotMigrated } from '../infrastructure/database-errors';
 import { createLogger } from '../infrastructure/logger';
 
 const HELP = `Usage: npm run -s api-key -- <command> [options]
@@ -117,6 +117,7 @@ async function main(args: string[]): Promise<number> {
     if (error instanceof Failed) note(error.message);
     else if (isDatabaseUnavailable(error))
       note('Postgres cannot be reached, or refuses the log-in; DATABASE_URL names both');
+    else if (isNotMigrated(error)) note('The database has no tables yet: run npm run migrate');
     else note(`Failed: ${error instanceof Error ? error.message : String(error)}`);
     return 1;
   }

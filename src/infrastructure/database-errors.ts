@@ -8,6 +8,7 @@ const SQLSTATES = /^(08|28|3D|40|53|57|58)[0-9A-Z]{3}$|^25006$|^55P03$|^XX000$/;
 /** What the driver says without a code, when a connection ends or an answer does not come. */
 const MESSAGES =
   /Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Connection ended/;
+/** The last one is that of a Unix socket whose server is away. */
 const SOCKET_CODES = new Set([
   'ECONNREFUSED',
   'ECONNRESET',
@@ -16,6 +17,7 @@ const SOCKET_CODES = new Set([
   'EAI_AGAIN',
   'EPIPE',
   'EHOSTUNREACH',
+  'ENOENT',
 ]);
 const ADAPTER_KINDS = new Set([
   'DatabaseNotReachable',
@@ -41,6 +43,11 @@ export function isDatabaseUnavailable(error: unknown): boolean {
       ADAPTER_KINDS.has(String(kind)) ||
       MESSAGES.test(String(message)),
   );
+}
+
+/** Whether an error means that the database has not been migrated. */
+export function isNotMigrated(error: unknown): boolean {
+  return chain(error).some(({ code, originalCode }) => code === 'P2021' || originalCode === '42P01');
 }
 
 /** Whether an error is a unique violation of the index of this name. */

@@ -75,8 +75,8 @@ export class Database extends PrismaClient implements OnModuleInit, OnApplicatio
     await within(DISCONNECT_TIMEOUT_MS, 'disconnecting', this.$disconnect()).catch(() => undefined);
   }
 
-  /** Resolves when Postgres answers, else throws. */
+  /** Resolves when Postgres answers and has been migrated, else throws. */
   async ping(): Promise<void> {
-    await this.$queryRaw`SELECT 1`;
+    await this.$queryRaw`SELECT FROM scenario_jobs LIMIT 0`;
   }
 }

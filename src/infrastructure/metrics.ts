@@ -40,9 +40,11 @@ export class Metrics {
     [],
   );
   readonly finished = this.counter('scenario_jobs_finished_total', 'Jobs that reached a terminal status', ['status']);
-  readonly repairs = this.counter('scenario_jobs_reconciler_repairs_total', 'Differences that were repaired', [
-    'repair',
-  ]);
+  readonly repairs = this.counter(
+    'scenario_jobs_repairs_total',
+    'Differences between rows, queue and workers that were repaired',
+    ['repair'],
+  );
   readonly runs = this.gauge('scenario_jobs_runs_in_progress', 'Runs of this worker', []);
 
   constructor() {

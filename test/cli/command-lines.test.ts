@@ -177,6 +177,13 @@ describe('api-key', () => {
       err: expect.stringContaining('DATABASE_URL is required'),
     });
   });
+
+  it('says when the database has no tables', () => {
+    expect(run('api-key', ['list'], { DATABASE_URL: process.env.TEST_POSTGRES_URL! })).toMatchObject({
+      status: 1,
+      err: 'The database has no tables yet: run npm run migrate',
+    });
+  });
 });
 
 describe('migrate', () => {

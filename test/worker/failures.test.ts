@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import { eventually } from '../support/eventually';
 import { IMPATIENT, isAlive, TestSystem } from '../support/test-system';
 
@@ -171,7 +172,7 @@ describe('a task that takes too long', () => {
 
 describe('a task module that cannot be loaded', () => {
   it('fails its job with TASK_NOT_LOADED', async () => {
-    const system = await TestSystem.start({ settings: { SCENARIO_TASK: __dirname } });
+    const system = await TestSystem.start({ settings: { SCENARIO_TASK: join(__dirname, '../../package.json') } });
     const { id } = await system.create('quick');
     expect((await system.untilStatus(id, 'failed')).error?.code).toBe('TASK_NOT_LOADED');
     await system.stop();
@@ -189,8 +190,11 @@ describe('the built-in task', () => {
     await system.stop();
   });
 
-  it('makes the same scenario of the same prompt', async () => {
+  it('makes a scenario of any prompt, and the same of the same', async () => {
     const system = await TestSystem.start({ settings: { SCENARIO_TASK: '', SCENARIO_TASK_STEP_MS: '0' } });
+    const faces = `a${'\u{1f600}'.repeat(120)}`;
+    const { id: strange } = await system.create(faces, { context: faces });
+    expect((await system.untilStatus(strange, 'completed', 'failed')).scenario?.name).toMatch(/^A\u{1f600}+ with /u);
     const contents = [];
     while (contents.length < 2) {
       const { id } = await system.create('Discovery call about backups', {

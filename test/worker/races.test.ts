@@ -125,7 +125,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
       const [cancelled, requeued] = await together(
         round,
         () => cancel(run.jobId),
-        () => jobs.requeue(run, { interrupted: false }),
+        () => jobs.requeue(run, { countsAsAttempt: true }),
       );
       expect(cancelled).toBeDefined();
       expect(cancelled!.run).toEqual(
@@ -154,7 +154,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
     expect(await jobs.claim(second, 'worker-1', LOST_MS)).toMatchObject({ attempt: 2 });
     expect(await jobs.complete(first, SCENARIO)).toBe(false);
     expect(await jobs.fail(first, { code: 'X', message: 'x' })).toBe(false);
-    expect(await jobs.requeue(first, { interrupted: false })).toBe(false);
+    expect(await jobs.requeue(first, { countsAsAttempt: true })).toBe(false);
     expect(await jobs.complete(second, SCENARIO)).toBe(true);
   });
 

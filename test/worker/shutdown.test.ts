@@ -163,11 +163,11 @@ describe('a process with wrong settings', () => {
     ]);
   });
 
-  it('a worker whose task is not there does not start', async () => {
+  it.each(['/nowhere/task.mjs', __dirname])('a worker whose task is not there does not start: %s', async (path) => {
     const worker = await ServiceProcess.runToEnd('main.worker.js', {
       DATABASE_URL: 'postgres://host/db',
       REDIS_URL: 'redis://host',
-      SCENARIO_TASK: '/nowhere/task.mjs',
+      SCENARIO_TASK: path,
     });
     expect(worker.exit).toEqual({ code: 78, signal: null });
     expect(worker.printed).toEqual(['Invalid settings:', '  SCENARIO_TASK must be the path of a file']);

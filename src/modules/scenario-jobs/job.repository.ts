@@ -279,13 +279,14 @@ export class JobRepository {
   }
 
   /**
-   * Gives a job back to the queue: its run failed in a way that may pass, was interrupted, or is lost. An
-   * `interrupted` run does not count as an attempt. False when the run may record nothing.
+   * Gives a job back to the queue: its run failed in a way that may pass, was interrupted, or is lost. False when the
+   * run may record nothing.
    */
-  async requeue({ jobId, runId }: Run, { interrupted }: { interrupted: boolean }): Promise<boolean> {
+  async requeue({ jobId, runId }: Run, { countsAsAttempt }: { countsAsAttempt: boolean }): Promise<boolean> {
     const rows = await this.database.$queryRaw<unknown[]>`
       UPDATE scenario_jobs
-      SET status = 'queued', run_id = NULL, worker_id = NULL, attempt = GREATEST(attempt - ${interrupted ? 1 : 0}::int, 0)
+      SET status = 'queued', run_id = NULL, worker_id = NULL, stop_token = NULL,
+          attempt = GREATEST(attempt - ${countsAsAttempt ? 0 : 1}::int, 0)
       WHERE id = ${jobId} AND status = 'processing' AND run_id = ${runId}::uuid
       RETURNING id`;
     return rows.length > 0;
@@ -301,7 +302,7 @@ export class JobRepository {
         WHERE j.status = 'processing'
         FOR UPDATE OF j SKIP LOCKED
       )
-      UPDATE scenario_jobs j SET status = 'queued', run_id = NULL, worker_id = NULL
+      UPDATE scenario_jobs j SET status = 'queued', run_id = NULL, worker_id = NULL, stop_token = NULL
       FROM lost WHERE j.id = lost.id AND j.status = 'processing'
       RETURNING j.id`;
     return new Set(rows.map(({ id }) => id));

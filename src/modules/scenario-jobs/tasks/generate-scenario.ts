@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
+import { beginning } from '../../../infrastructure/text';
 
 type Input = { prompt: string; context: string | null; user_email: string };
 type Tools = { signal: AbortSignal; progress: (value: { step: string; done: number; of: number }) => void };
@@ -47,9 +48,9 @@ function topicOf(prompt: string): string {
     .split(/\s+/)
     .slice(0, 8)
     .join(' ')
-    .replaceAll(/[.,;:!?]+$/g, '')
-    .slice(0, 100);
-  return words === '' ? 'Practice call' : words.charAt(0).toUpperCase() + words.slice(1);
+    .replaceAll(/[.,;:!?]+$/g, '');
+  const topic = beginning(words, 100);
+  return topic === '' ? 'Practice call' : topic.charAt(0).toUpperCase() + topic.slice(1);
 }
 
 function sentencesOf(text: string | null): string[] {
@@ -58,7 +59,7 @@ function sentencesOf(text: string | null): string[] {
     .map((sentence) => sentence.trim())
     .filter((sentence) => sentence !== '')
     .slice(0, 3)
-    .map((sentence) => `Bring up: ${sentence.slice(0, 200)}`);
+    .map((sentence) => `Bring up: ${beginning(sentence, 200)}`);
 }
 
 function lowerFirst(text: string): string {

@@ -139,8 +139,10 @@ export class CancelListener {
     for (const { jobId, runId, status } of orphans) {
       try {
         // If it has just ended after all, both of these change nothing.
-        if (status === 'cancelled') await this.jobs.confirmStopped({ jobId, runId }, 'worker_lost');
-        else if (await this.jobs.requeue({ jobId, runId }, { interrupted: false })) {
+        if (status === 'cancelled') {
+          const seconds = await this.jobs.confirmStopped({ jobId, runId }, 'worker_lost');
+          if (seconds !== undefined) this.metrics.repairs.inc({ repair: 'worker_lost' });
+        } else if (await this.jobs.requeue({ jobId, runId }, { countsAsAttempt: true })) {
           this.metrics.repairs.inc({ repair: 'orphan_requeued' });
           this.logger.warn({ jobId, runId }, 'requeued a run that this worker does not run');
         }

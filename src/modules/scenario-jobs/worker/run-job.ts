@@ -147,9 +147,9 @@ export class RunJob {
       case 'superseded':
         return undefined;
       case 'interrupted':
-        return this.interrupt(run, { blameless: true });
+        return this.interrupt(run, { countsAsAttempt: false });
       case 'frozen': // The attempt counts: the task may be the reason.
-        return this.interrupt(run, { blameless: false });
+        return this.interrupt(run, { countsAsAttempt: true });
       case 'timeout':
         return this.fail(run, {
           code: 'TASK_TIMEOUT',
@@ -178,7 +178,7 @@ export class RunJob {
   /** Has the job run again later, unless this was its last attempt. */
   private async retry(run: Run, { attempt }: ClaimedJob, error: RunError): Promise<Outcome | undefined> {
     if (attempt >= this.settings.MAX_ATTEMPTS) return this.fail(run, error);
-    if (!(await this.jobs.requeue(run, { interrupted: false }))) return undefined;
+    if (!(await this.jobs.requeue(run, { countsAsAttempt: true }))) return undefined;
     return { kind: 'retry', delayMs: this.backoff(attempt) };
   }
 
@@ -186,8 +186,8 @@ export class RunJob {
     return (await this.jobs.fail(run, error)) ? { kind: 'failed', code: error.code } : undefined;
   }
 
-  private async interrupt(run: Run, { blameless }: { blameless: boolean }): Promise<Outcome | undefined> {
-    return (await this.jobs.requeue(run, { interrupted: blameless })) ? { kind: 'interrupted' } : undefined;
+  private async interrupt(run: Run, attempt: { countsAsAttempt: boolean }): Promise<Outcome | undefined> {
+    return (await this.jobs.requeue(run, attempt)) ? { kind: 'interrupted' } : undefined;
   }
 
   /**
