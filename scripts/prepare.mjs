@@ -1,6 +1,5 @@
 // Makes a fresh clone ready to run: installs and builds what is not there yet. Needs nothing but Node itself.
 import { spawnSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
 import { existsSync, readFileSync, readdirSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -9,8 +8,9 @@ export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 /** An older one must get as far as being told: the scripts import nothing that it lacks, like `hash` of node:crypto. */
 const LEAST_NODE = [20, 19];
 
+/** npm writes it when it is done. */
+const INSTALLED = join(root, 'node_modules', '.package-lock.json');
 /** Written when it is done, so that what was interrupted is done again. */
-const INSTALLED = join(root, 'node_modules', '.installed');
 const BUILT = join(root, 'dist', '.built');
 
 /** @param {(line: string) => void} say hears what is going on */
@@ -19,13 +19,10 @@ export async function prepare(say) {
   if (major < LEAST_NODE[0] || (major === LEAST_NODE[0] && minor < LEAST_NODE[1])) {
     throw new Error(`Node ${LEAST_NODE.join('.')} or later is needed; this is ${process.versions.node}`);
   }
-  const lock = createHash('sha256')
-    .update(readFileSync(join(root, 'package-lock.json')))
-    .digest('hex');
-  if (!existsSync(INSTALLED) || readFileSync(INSTALLED, 'utf8') !== lock) {
-    run(say, 'Installing packages, which takes a minute or two', ['ci', '--no-fund', '--no-audit']);
-    writeFileSync(INSTALLED, lock);
+  if (process.platform === 'win32') {
+    throw new Error('Linux or macOS is needed: Windows has no process groups. WSL will do.');
   }
+  if (!isInstalled()) run(say, 'Installing packages, which takes a minute or two', ['ci', '--no-fund', '--no-audit']);
   if (!existsSync(BUILT) || newestSource() > statSync(BUILT).mtimeMs) {
     const began = new Date();
     run(say, 'Building', ['run', 'build']);
@@ -38,17 +35,25 @@ export async function prepare(say) {
 function run(say, what, args) {
   say(`${what} …`);
   const began = Date.now();
-  const windows = process.platform === 'win32';
-  const { status, error, stdout, stderr } = spawnSync(windows ? 'npm.cmd' : 'npm', args, {
+  const { status, error, stdout, stderr } = spawnSync('npm', args, {
     cwd: root,
     encoding: 'utf8',
-    shell: windows,
     // To standard error: what a script prints is its own.
     stdio: process.env.CI || process.env.npm_config_loglevel === 'verbose' ? ['ignore', 2, 2] : 'pipe',
     maxBuffer: 64 * 1024 * 1024,
   });
   if (status !== 0) throw new Error(`npm ${args[0]} failed\n${error ?? ''}${stdout ?? ''}${stderr ?? ''}`);
   say(`  done in ${Math.round((Date.now() - began) / 1000)} s`);
+}
+
+/** Whether every package of the lockfile is there, but for those that are for other platforms. */
+function isInstalled() {
+  if (!existsSync(INSTALLED)) return false;
+  const packagesOf = (file) => JSON.parse(readFileSync(file, 'utf8')).packages;
+  const installed = packagesOf(INSTALLED);
+  return Object.entries(packagesOf(join(root, 'package-lock.json'))).every(
+    ([path, { version, optional }]) => path === '' || optional || installed[path]?.version === version,
+  );
 }
 
 function newestSource() {

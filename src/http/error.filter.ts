@@ -30,7 +30,7 @@ export class ErrorFilter implements ExceptionFilter {
 function unknownRoute(request: FastifyRequest): ApiError {
   const where = `${request.method} ${request.url.split('?', 1)[0]}`;
   const allowed = request.allowedMethods();
-  // The documentation's own handlers say so as well, of a file that they do not have.
+  // What serves /docs throws the same for a file that it does not have.
   if (allowed.length === 0 || allowed.includes(request.method)) {
     return new ApiError('route_not_found', `Route not found: ${where}`);
   }

@@ -65,7 +65,7 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   const fastify = adapter.getInstance();
   const { server } = fastify;
   connections.watch(server);
-  // No answer at all is what it would get.
+  // Node would drop it without an answer.
   server.on('connect', (request, socket) => {
     refuseConnection(new Error(request.method), socket as Socket, connections.get(socket as Socket));
   });

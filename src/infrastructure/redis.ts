@@ -39,7 +39,7 @@ export function connectPatiently(
     maxRetriesPerRequest: null,
     connectTimeout: 2000,
     socketTimeout: silenceMs,
-    // Who subscribes does so whenever the connection is ready; nobody would hear that ioredis was refused.
+    // Subscribers do it themselves whenever the connection is ready: ioredis would tell nobody that it was refused.
     autoResubscribe: false,
   };
   return logged(connect(settings, options, sharded), logger, purpose);

@@ -61,7 +61,7 @@ export class JobQueue implements OnApplicationShutdown {
     return this.limited('doorbell', () => ring(this.redis, channel, message));
   }
 
-  /** Adds a job that is missing. BullMQ would take what is left of it for the job. */
+  /** Adds a job that is missing. First what may be left of it goes: BullMQ would take that for the job, and add nothing. */
   async addAgain(jobId: string): Promise<void> {
     await this.remove(jobId);
     await this.add(jobId);

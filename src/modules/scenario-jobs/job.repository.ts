@@ -93,7 +93,7 @@ function toCancelledJob(row: CancelledRow): CancelledJob {
  * the index `scenario_jobs_unfinished`: all of that would be read for each job.
  */
 const NOT_FINISHED = Prisma.sql`j.status NOT IN ('completed', 'failed', 'cancelled')`;
-/** Without the `IS TRUE` all jobs of the workspace would be. */
+/** `IS TRUE` keeps Postgres off the index of the workspace's jobs. */
 const isOf = (workspaceId: Prisma.Sql | string) => Prisma.sql`(j.workspace_id = ${workspaceId}) IS TRUE`;
 
 /** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */

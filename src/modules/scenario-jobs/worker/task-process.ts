@@ -156,7 +156,7 @@ export class TaskProcess {
     if (!exit) return { end: { kind: 'not started' }, how: this.how };
     await killTrees([this.tree]);
     await this.untilAllIsRead();
-    // The process of one that was asked to stop and has said its last word kills itself.
+    // Asked to stop, it kills itself after its last word: no SIGKILL of ours, and so `graceful`.
     if (this.end) return { end: this.end, how: this.how };
     const end = { kind: 'exited', ...exit, outOfMemory: this.outOfMemory } as const;
     return { end, how: ENDED_BY[exit.signal ?? ''] ?? this.how };
