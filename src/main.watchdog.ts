@@ -14,6 +14,7 @@ let killed = Promise.resolve();
 
 process.on('message', (message: ToWatchdog) => {
   silentTicks = 0;
+  if (message.kind === 'heartbeat') tell(message);
   if (message.kind === 'watch') trees.set(message.tree.runId, message.tree);
   if (message.kind === 'forget') trees.delete(message.tree.runId);
 });

@@ -65,6 +65,7 @@ describe('settings', () => {
       'BLIND_MS must be at least twice CANCEL_POLL_MS',
     ]);
     expect(faultsOf({ ...REQUIRED, WORKER_LOST_MS: '60000' })).toEqual(['WORKER_LOST_MS must be longer than BLIND_MS']);
+    expect(faultsOf({ ...REQUIRED, WATCHDOG_MS: '90000' })).toEqual(['WORKER_LOST_MS must be longer than WATCHDOG_MS']);
     expect(faultsOf({ ...REQUIRED, STOP_GRACE_MS: '2147483000' })).toEqual([
       'STOP_ACK_MS + STOP_GRACE_MS + STOP_KILL_MS must be at most 2147483647',
     ]);

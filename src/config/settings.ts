@@ -139,6 +139,8 @@ const RULES: Rule[] = [
     mode === 'cluster' && !/\{.+\}/.test(prefix ?? '{}') && 'QUEUE_PREFIX must have a part in braces on a cluster',
   ({ WORKER_LOST_MS: lost, BLIND_MS: blind }) =>
     lost && blind && lost <= blind && 'WORKER_LOST_MS must be longer than BLIND_MS',
+  ({ WORKER_LOST_MS: lost, WATCHDOG_MS: watchdog }) =>
+    lost && watchdog && lost <= watchdog && 'WORKER_LOST_MS must be longer than WATCHDOG_MS',
   ({ STOP_ACK_MS: ack = 0, STOP_GRACE_MS: grace = 0, STOP_KILL_MS: kill = 0 }) =>
     ack + grace + kill > LONGEST_MS && `STOP_ACK_MS + STOP_GRACE_MS + STOP_KILL_MS must be at most ${LONGEST_MS}`,
 ];

@@ -13,6 +13,8 @@ const QUERY_TIMEOUT_MS = 5000;
 /** Wait for a connection, a new one or one of the pool, no longer than this. */
 const CONNECT_TIMEOUT_MS = 2000;
 const DISCONNECT_TIMEOUT_MS = 1000;
+/** So long after it was sent the last statement to a Postgres that is silent has failed. */
+export const LONGEST_STATEMENT_MS = CONNECT_TIMEOUT_MS + QUERY_TIMEOUT_MS;
 
 /**
  * So many connections stay open while nobody asks, as many as decide cancels at once. The others are closed after ten

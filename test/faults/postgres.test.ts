@@ -160,6 +160,14 @@ describe('between a worker and Postgres', () => {
     expect(await system.row(job.id)).toMatchObject({ attempt: 1 });
   });
 
+  it('the answer to a claim is lost: the job is begun again, and that was no attempt', async () => {
+    const cut = proxy.cutWhenSent('attempt = attempt + 1', 'answered');
+    const { id } = await system.create('quick');
+    await cut;
+    await system.untilStatus(id, 'completed');
+    expect(await system.row(id)).toMatchObject({ attempt: 1 });
+  });
+
   it('the answer to a claim comes after the cancel: its task is not begun', async () => {
     const held = proxy.holdAnswer('attempt = attempt + 1');
     const { id } = await system.create('quick');

@@ -57,7 +57,13 @@ describe('a worker is killed while it kills', () => {
   it.each(['stubborn', 'stubbornSpin'])('a task that is %s: the watchdog finishes it', async (species) => {
     // Between SIGTERM, which it ignores, and SIGKILL there is all the time in the world.
     system = await TestSystem.start({
-      settings: { ...IMPATIENT, STOP_KILL_MS: '3600000', BLIND_MS: '1500', WORKER_LOST_MS: '2000' },
+      settings: {
+        ...IMPATIENT,
+        STOP_KILL_MS: '3600000',
+        BLIND_MS: '1500',
+        WATCHDOG_MS: '1500',
+        WORKER_LOST_MS: '2000',
+      },
     });
     const { job, pid } = await system.createRunning(species);
     expect((await system.cancel(job.id)).status).toBe(200);

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { eventually } from '../support/eventually';
 import { OwnRedis } from '../support/own-redis';
 import { TcpProxy } from '../support/tcp-proxy';
@@ -147,6 +148,24 @@ describe('Redis itself', () => {
       expect(ready).toMatchObject({ status: 200, body: { status: 'degraded' } });
     }
     await redis.launch();
+  });
+
+  it.each([
+    ['its first question', 'info'],
+    ['to give it a job', 'evalsha'],
+  ])('refuses a worker %s: it asks with patience, and takes jobs as soon as it may', async (_what, command) => {
+    await system.workers[0]!.stop();
+    await redis.command('acl', 'setuser', 'worker', 'on', '>secret', '~*', '&*', '+@all', `-${command}`);
+    const REDIS_URL = redis.url.replace('redis://', 'redis://worker:secret@');
+    const worker = await system.startWorker({ REDIS_URL });
+    const { id } = await system.create('quick');
+    await worker.untilLogged('queue error, will try again');
+    await sleep(2000);
+    const errors = String(await redis.command('info', 'errorstats'));
+    expect(Number(/errorstat_NOPERM:count=(\d+)/.exec(errors)?.[1])).toBeLessThan(100);
+    expect((await fetch(`${worker.url}/livez`)).status).toBe(200);
+    await redis.command('acl', 'setuser', 'worker', `+${command}`);
+    await system.untilStatus(id, 'completed');
   });
 
   it.each([

@@ -1,6 +1,7 @@
 import { mkdtemp, rm, symlink, unlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { eventually } from '../support/eventually';
 import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
 
@@ -8,7 +9,7 @@ const SOON = {
   ...IMPATIENT,
   LOCK_MS: '1000',
   BLIND_MS: '900',
-  WORKER_LOST_MS: '1000',
+  WORKER_LOST_MS: '1200',
   CANCEL_POLL_MS: '200',
   WATCHDOG_MS: '1000',
 };
@@ -82,6 +83,20 @@ describe('when a worker is lost', () => {
     expect((await system.row(job.id)).attempt).toBe(2);
   });
 
+  it('kept from running while its task stops: what the task has said meanwhile is heard first', async () => {
+    await system.stop();
+    system = await TestSystem.start({ settings: { STOP_ACK_MS: '3000' } });
+    const { job, pid } = await system.createRunning('tidy');
+    process.kill(pid, 'SIGSTOP');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await system.workers[0]!.untilLogged('stopping: the job was cancelled', job.id);
+    system.workers[0]!.signal('SIGSTOP');
+    process.kill(pid, 'SIGCONT');
+    await sleep(3500);
+    system.workers[0]!.signal('SIGCONT');
+    expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
+  });
+
   it('again and again: its job fails with WORKER_LOST instead of ending workers for ever', async () => {
     const { job } = await system.createRunning('spin');
     for (let attempt = 1; attempt <= 3; attempt++) {
@@ -91,6 +106,16 @@ describe('when a worker is lost', () => {
       await system.startWorker();
     }
     expect((await system.untilStatus(job.id, 'failed')).error?.code).toBe('WORKER_LOST');
+  });
+
+  it('its watchdog is frozen: it starts another, which knows the running tasks', async () => {
+    const { pid } = await system.createRunning('spin');
+    const watchdog = await watchdogOf(system.workers[0]!.pid);
+    process.kill(watchdog, 'SIGSTOP');
+    await system.workers[0]!.untilLogged('watchdog ended, starting another');
+    await eventually('another watchdog', async () => (await watchdogOf(system.workers[0]!.pid)) !== watchdog);
+    system.workers[0]!.signal('SIGKILL');
+    await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
   });
 
   it('without its watchdog: it starts another, which knows the running tasks', async () => {

@@ -1,9 +1,10 @@
-import { type ChildProcess, fork, spawn } from 'node:child_process';
+import { type ChildProcess, fork, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { killTrees } from '../../src/modules/scenario-jobs/worker/process-tree';
+import { killTrees, livingMembers } from '../../src/modules/scenario-jobs/worker/process-tree';
 import { RUN_ID_VARIABLE } from '../../src/modules/scenario-jobs/worker/task-messages';
 import { eventually } from '../support/eventually';
 import { DIST } from '../support/service-process';
@@ -34,6 +35,57 @@ describe('killing what a task has started', () => {
     const then = length();
     await sleep(200);
     expect(length()).toBe(then);
+  });
+});
+
+describe('killing what has left the group of its task', () => {
+  it('misses nothing that begins while it looks', async () => {
+    const runId = 'daemons';
+    const left = await groupOfNobody();
+    for (let times = 0; times < 40; times++) {
+      // Somewhere in the first look or before it, the parent leaves a daemon behind and ends.
+      const parent = startGroup(runId, 'sh', '-c', `sleep 0.0${String(times).padStart(2, '0')}; setsid sleep 60 &`);
+      parent.unref();
+      await sleep(5);
+      await killTrees([{ groupId: left, runId }]);
+      await sleep(20);
+      expect(await livingMembers(new Set(), [runId])).toEqual([]);
+    }
+  });
+});
+
+/** The number of a group that has ended. */
+async function groupOfNobody(): Promise<number> {
+  const child = startGroup('nobody', 'true');
+  await once(child, 'exit');
+  return child.pid as number;
+}
+
+describe('a task that the system has no file descriptors for', () => {
+  const script = `
+    const { closeSync, openSync, writeSync } = require('node:fs');
+    const { TaskProcess } = require('./modules/scenario-jobs/worker/task-process.js');
+    const taken = [];
+    try { for (;;) taken.push(openSync('/dev/null')); } catch {}
+    const start = () => new TaskProcess({ runId: 'r', memoryMb: 64, inherit: [], onProgress() {}, onOutput() {},
+      stop: { ackMs: 1, graceMs: 1, killMs: 1 } });
+    (async () => {
+      for (const free of [0, 2, 2]) {
+        for (let count = 0; count < free; count++) closeSync(taken.pop());
+        writeSync(1, (await start().ended).end.kind + '\\n');
+      }
+    })();`;
+
+  it('is not started, and nothing else happens', () => {
+    const { status, stdout, stderr } = spawnSync(
+      'sh',
+      ['-c', 'ulimit -n 40; exec "$0" -e "$1"', process.execPath, script],
+      {
+        cwd: DIST,
+        encoding: 'utf8',
+      },
+    );
+    expect({ status, stdout, stderr }).toEqual({ status: 0, stdout: 'not started\n'.repeat(3), stderr: '' });
   });
 });
 

@@ -8,6 +8,9 @@ import { type TaskProcess } from './task-process';
  */
 export type StopReason = 'cancelled' | 'superseded' | 'interrupted' | 'timeout';
 
+/** So many runs that never began are remembered, the newest. */
+const MOST_NEVER_BEGUN = 1000;
+
 /** A run that this worker has begun and not yet answered for. */
 export class ActiveRun {
   /** Whether Postgres has answered the claim: before that, it may not know the run yet. */
@@ -47,6 +50,7 @@ export class ActiveRun {
 @Injectable()
 export class ActiveRuns {
   private readonly runs = new Map<string, { run: ActiveRun; settled: Promise<unknown> }>();
+  private readonly neverBegun = new Set<string>();
 
   get size(): number {
     return this.runs.size;
@@ -69,6 +73,18 @@ export class ActiveRuns {
     } finally {
       this.runs.delete(run.runId);
     }
+  }
+
+  /** Keeps in mind that this run has no process and never had, although Postgres may have it as claimed. */
+  rememberNeverBegun({ runId }: ActiveRun): void {
+    this.neverBegun.add(runId);
+    const [oldest] = this.neverBegun;
+    if (oldest !== undefined && this.neverBegun.size > MOST_NEVER_BEGUN) this.neverBegun.delete(oldest);
+  }
+
+  /** Whether the run never had a process. Asks once: then it is forgotten. */
+  hasNeverBegun(runId: string): boolean {
+    return this.neverBegun.delete(runId);
   }
 
   stopAll(reason: StopReason): void {

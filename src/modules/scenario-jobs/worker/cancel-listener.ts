@@ -139,10 +139,12 @@ export class CancelListener {
     for (const { jobId, runId, status } of orphans) {
       try {
         // If it has just ended after all, both of these change nothing.
+        const neverBegun = this.runs.hasNeverBegun(runId);
         if (status === 'cancelled') {
-          const seconds = await this.jobs.confirmStopped({ jobId, runId }, 'worker_lost');
-          if (seconds !== undefined) this.metrics.repairs.inc({ repair: 'worker_lost' });
-        } else if (await this.jobs.requeue({ jobId, runId }, { countsAsAttempt: true })) {
+          const how = neverBegun ? 'graceful' : 'worker_lost';
+          const seconds = await this.jobs.confirmStopped({ jobId, runId }, how);
+          if (seconds !== undefined) this.metrics.repairs.inc({ repair: 'orphan_confirmed' });
+        } else if (await this.jobs.requeue({ jobId, runId }, { countsAsAttempt: !neverBegun })) {
           this.metrics.repairs.inc({ repair: 'orphan_requeued' });
           this.logger.warn({ jobId, runId }, 'requeued a run that this worker does not run');
         }

@@ -24,19 +24,29 @@ const AT_ONCE = 16;
  * can escape by forking. Beside the groups themselves these are, on Linux, processes that left them (`setsid`, a
  * daemon): they are found by the run's id in their environment, as build servers do. One that clears its environment
  * as well is not found, nor one that forks faster than it can be looked for.
+ *
+ * What one look does not see can live all the same: a daemon that began behind it while its parent ended before it, or a
+ * program that is just being loaded and shows no environment. So it takes two in a row that find nothing, of which the
+ * second finds nothing new without an environment.
  */
 export async function killTrees(trees: readonly ProcessTree[]): Promise<void> {
   const groups = new Set(trees.map(({ groupId }) => groupId));
   const runIds = trees.map(({ runId }) => runId);
+  let before: Look | undefined;
   for (let wait = 1; ; wait = Math.min(2 * wait, 50)) {
     // A group that has ended has ended for good: its number may be somebody else's from then on.
     for (const groupId of groups) if (!signalGroup(groupId, 'SIGKILL')) groups.delete(groupId);
-    const members = await livingMembers(groups, runIds).catch(unlessTooManyFiles);
-    if (members?.length === 0) return;
-    for (const pid of members ?? []) kill(pid);
+    const found = await look(groups, runIds).catch(unlessTooManyFiles);
+    for (const pid of found?.members ?? []) kill(pid);
+    const isClean = found?.members.length === 0;
+    if (isClean && before && found.bare.every((pid) => before?.bare.includes(pid))) return;
+    before = isClean ? found : undefined;
     await new Promise((resolve) => setTimeout(resolve, wait));
   }
 }
+
+/** Processes that run of certain groups and runs, and others, which show no environment. */
+type Look = { members: number[]; bare: number[] };
 
 /** Who cannot look must look again, and not take what was not seen for dead. */
 function unlessTooManyFiles(error: unknown): undefined {
@@ -57,28 +67,36 @@ function kill(pid: number): void {
 
 /** The processes that run of these groups and these runs; a zombie does not run. */
 export async function livingMembers(groups: ReadonlySet<number>, runIds: readonly string[]): Promise<number[]> {
+  return (await look(groups, runIds)).members;
+}
+
+async function look(groups: ReadonlySet<number>, runIds: readonly string[]): Promise<Look> {
   if (process.platform !== 'linux') {
-    return [...groups].filter((groupId) => signalGroup(groupId, 0)).map((groupId) => -groupId);
+    const members = [...groups].filter((groupId) => signalGroup(groupId, 0)).map((groupId) => -groupId);
+    return { members, bare: [] };
   }
   const markers = runIds.map((runId) => `${RUN_ID_VARIABLE}=${runId}\0`);
   const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name));
-  const living: number[] = [];
+  const seen: Look = { members: [], bare: [] };
   while (pids.length > 0) {
-    const found = await Promise.all(pids.splice(0, AT_ONCE).map((pid) => isMember(pid, groups, markers)));
-    living.push(...found.filter((pid) => pid !== undefined));
+    const some = pids.splice(0, AT_ONCE);
+    const kinds = await Promise.all(some.map((pid) => kindOf(pid, groups, markers)));
+    for (const [index, kind] of kinds.entries()) if (kind) seen[kind].push(Number(some[index]));
   }
-  return living;
+  return seen;
 }
 
-async function isMember(pid: string, groups: ReadonlySet<number>, markers: string[]): Promise<number | undefined> {
+async function kindOf(pid: string, groups: ReadonlySet<number>, markers: string[]): Promise<keyof Look | undefined> {
   try {
     // pid (command) state parent group …; the command may contain anything, also parentheses.
     const stat = await readFile(`/proc/${pid}/stat`, 'latin1');
     const [state, , group] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
     if (state === 'Z' || state === 'X') return undefined;
-    if (groups.has(Number(group))) return Number(pid);
-    const environment = `${await readFile(`/proc/${pid}/environ`, 'latin1')}\0`;
-    return markers.some((marker) => environment.includes(marker)) ? Number(pid) : undefined;
+    if (groups.has(Number(group))) return 'members';
+    if (group === '0') return undefined; // Of the kernel, or from outside of this container.
+    const environment = await readFile(`/proc/${pid}/environ`, 'latin1');
+    if (environment === '') return 'bare';
+    return markers.some((marker) => `${environment}\0`.includes(marker)) ? 'members' : undefined;
   } catch (error) {
     if (isTooManyFiles(error)) throw error;
     return undefined; // It has ended, or is not ours to look at.

@@ -1,16 +1,31 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { DelayedError, type Job, Worker } from 'bullmq';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
-import { connectPatiently } from '../../../infrastructure/redis';
+import { connectPatiently, type RedisConnection } from '../../../infrastructure/redis';
 import { within } from '../../../infrastructure/within';
 import { QUEUE_NAME } from '../job-queue';
+import { atMostEvery } from './at-most-every';
 import { type Outcome, RunJob } from './run-job';
 
 /** The wait before a job is tried again that could not be begun: another run has it, or Postgres could not be asked. */
 const NOT_BEGUN_DELAY_MS = 2000;
-const CONNECTION_RETRY_MS = 1000;
+const QUEUE_RETRY_MS = 1000;
 const CLOSE_LIMIT_MS = 3000;
+const WARN_EVERY_MS = 10_000;
+
+/** BullMQ asks a Redis that refuses to give it a job again and again without a pause. */
+class PatientWorker extends Worker {
+  protected override async moveToActive(token: string, name?: string): Promise<Job> {
+    try {
+      return await super.moveToActive(token, name);
+    } catch (error) {
+      await sleep(QUEUE_RETRY_MS);
+      throw error;
+    }
+  }
+}
 
 /**
  * Takes jobs from BullMQ and runs them. BullMQ decides who gets a job and when, nothing more: retries, attempts
@@ -20,6 +35,9 @@ const CLOSE_LIMIT_MS = 3000;
 export class QueueConsumer {
   private worker: Worker | undefined;
   private paused = false;
+  private readonly warn = atMostEvery<Error>(WARN_EVERY_MS, (error) =>
+    this.logger.warn({ err: error }, 'queue error, will try again'),
+  );
 
   constructor(
     private readonly runJob: RunJob,
@@ -27,21 +45,41 @@ export class QueueConsumer {
     @Inject(LOGGER) private readonly logger: Logger,
   ) {}
 
-  start(): void {
+  /** Until it takes jobs, or is told to end. BullMQ never recovers from a first question that Redis refuses. */
+  async start(): Promise<void> {
+    while (!this.paused) {
+      const connection = connectPatiently(this.settings, this.logger, 'queue');
+      const worker = this.open(connection);
+      try {
+        await worker.waitUntilReady();
+        return void worker.run().catch((error: Error) => this.warn.take(error));
+      } catch (error) {
+        this.warn.take(error as Error);
+        connection.disconnect();
+        await sleep(QUEUE_RETRY_MS);
+      }
+    }
+  }
+
+  private open(connection: RedisConnection): Worker {
     const { settings } = this;
-    this.worker = new Worker(QUEUE_NAME, (job, token) => this.process(job, token as string), {
-      connection: connectPatiently(settings, this.logger, 'queue'),
+    this.worker = new PatientWorker(QUEUE_NAME, (job, token) => this.process(job, token as string), {
+      autorun: false,
+      connection,
       prefix: settings.QUEUE_PREFIX,
       concurrency: settings.WORKER_CONCURRENCY,
       lockDuration: settings.LOCK_MS,
       stalledInterval: settings.LOCK_MS,
       // How often a job may be begun is for the row to say: BullMQ would fail the job without asking it.
       maxStalledCount: Number.MAX_SAFE_INTEGER,
-      runRetryDelay: CONNECTION_RETRY_MS,
+      runRetryDelay: QUEUE_RETRY_MS,
     });
-    // Lost locks and lost connections: the row is what counts, and BullMQ goes on by itself.
-    this.worker.on('error', (error) => this.logger.debug({ err: error }, 'queue error'));
-    this.worker.on('stalled', (jobId) => this.logger.warn({ jobId }, 'a worker was lost, its job is delivered again'));
+    // Lost locks, lost connections, refusals: the row is what counts, and BullMQ goes on by itself.
+    this.worker.on('error', (error) => this.warn.take(error));
+    this.worker.on('stalled', (jobId) =>
+      this.logger.warn({ jobId }, 'the lock of a job has run out, it is delivered again'),
+    );
+    return this.worker;
   }
 
   /** Takes no further jobs. Those that run go on. */
@@ -74,8 +112,8 @@ export class QueueConsumer {
       case 'completed':
       case 'failed':
       case 'cancelled':
-      case 'superseded':
         return; // BullMQ drops the entry.
+      case 'superseded': // Or it was given back to the queue, and the answer that said so was lost.
       case 'taken': // BullMQ took its worker for dead. Whether it is, its row says.
         return this.deliverAgain(job, token, NOT_BEGUN_DELAY_MS);
       case 'retry':

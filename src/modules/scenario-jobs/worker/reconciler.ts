@@ -8,8 +8,10 @@ import { JobRepository } from '../job.repository';
 const PAGE = 1000;
 /** A create is between its two writes for no longer than this. */
 const SETTLED_MS = 2000;
-/** Longest pass; then the next worker may have a try. */
+/** Longest pass; what is left then is for the next one, on whichever worker. */
 const PASS_LIMIT_MS = 60_000;
+/** A pass holds its lock for longer than it works. */
+const LOCK_LIMIT_MS = PASS_LIMIT_MS + 15_000;
 
 /**
  * Compares rows with the queue and repairs what differs: a queued job that the queue does not know is added; a
@@ -49,9 +51,9 @@ export class Reconciler {
     try {
       await this.jobs.alone(async () => {
         await this.confirmLost();
-        await this.repairQueue();
+        await this.repairQueue(performance.now() + PASS_LIMIT_MS);
         await this.jobs.forgetOldWorkers();
-      }, PASS_LIMIT_MS);
+      }, LOCK_LIMIT_MS);
     } catch (error) {
       this.logger.warn({ err: error }, 'reconciler pass failed, will try again');
     }
@@ -63,7 +65,7 @@ export class Reconciler {
     }
   }
 
-  private async repairQueue(): Promise<void> {
+  private async repairQueue(until: number): Promise<void> {
     for (let after = ''; !this.stopped;) {
       const page = await this.jobs.findDependingOnQueue(after, PAGE, SETTLED_MS, this.settings.WORKER_LOST_MS);
       const missing = new Set(await this.queue.missing(page.map(({ jobId }) => jobId)));
@@ -71,7 +73,7 @@ export class Reconciler {
       const lost = unknown.flatMap(({ jobId, runId }) => (runId ? [{ jobId, runId }] : []));
       const requeued = lost.length > 0 ? await this.jobs.requeueLost(lost) : new Set();
       for (const { jobId, runId } of unknown) {
-        if (this.stopped) return;
+        if (this.stopped || performance.now() > until) return;
         if (runId && !requeued.has(jobId)) continue;
         await this.queue.addAgain(jobId);
         this.repaired(runId ? 'requeued' : 'added', jobId, runId);

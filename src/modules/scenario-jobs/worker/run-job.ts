@@ -67,7 +67,7 @@ export class RunJob {
 
   private async claimAndRun(run: ActiveRun): Promise<Outcome> {
     const logger = this.logger.child({ jobId: run.jobId, runId: run.runId });
-    const job = await this.jobs.claim(run, this.workerId, this.settings.WORKER_LOST_MS);
+    const job = await this.claim(run);
     if (job === 'taken' || job === 'finished') {
       logger.debug(`run refused: the job is ${job === 'taken' ? 'run by a worker that lives' : 'finished or gone'}`);
       return { kind: job === 'taken' ? 'taken' : 'refused' };
@@ -95,6 +95,16 @@ export class RunJob {
     }
   }
 
+  private async claim(run: ActiveRun) {
+    try {
+      return await this.jobs.claim(run, this.workerId, this.settings.WORKER_LOST_MS);
+    } catch (error) {
+      // Perhaps it was committed all the same.
+      this.runs.rememberNeverBegun(run);
+      throw error;
+    }
+  }
+
   private async runTask(run: ActiveRun, job: ClaimedJob, logger: Logger) {
     const { settings } = this;
     const progress = atMostEvery<unknown>(PROGRESS_EVERY_MS, (last) =>
@@ -107,7 +117,9 @@ export class RunJob {
     task.start(settings.SCENARIO_TASK ?? BUILT_IN_TASK, inputOf(job));
     run.attach(task);
     logger.info({ to: 'processing', attempt: job.attempt, taskPid: task.tree.groupId }, 'run began');
-    const timeout = setTimeout(() => run.stop('timeout'), settings.TASK_TIMEOUT_MS);
+    // A result that is there and not yet read was in time.
+    const stopLate = () => task.hasEnded || run.stop('timeout');
+    const timeout = setTimeout(() => setImmediate(stopLate), settings.TASK_TIMEOUT_MS);
     try {
       const { end, how } = await task.ended;
       const frozen = this.watchdog.hasKilled(run.runId);

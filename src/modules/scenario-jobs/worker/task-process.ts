@@ -80,10 +80,11 @@ export class TaskProcess {
       stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
       env: environment(runId, inherit),
     });
-    this.channel = this.child.stdio[3] as Duplex | null;
-    this.tree = { groupId: this.child.pid ?? 0, runId };
-    // A process that could not be started: `ended` tells the rest.
+    // A process that could not be started: `ended` tells the rest. Without file descriptors it has no stdio either.
     this.child.on('error', (error) => options.onOutput(String(error), 'stderr'));
+    const stdio = this.child.stdio as ChildProcess['stdio'] | undefined;
+    this.channel = (stdio?.[3] as Duplex | null | undefined) ?? null;
+    this.tree = { groupId: this.child.pid ?? 0, runId };
     if (this.channel) readLines(this.channel, MAX_MESSAGE, (line) => this.onMessage(line));
     this.watchOutput();
     this.ended = this.untilGone();
@@ -102,27 +103,39 @@ export class TaskProcess {
   stop(reason: StopReason): void {
     if (this.stopping) return;
     this.stopping = true;
-    clearTimeout(this.timer);
     this.send({ kind: 'stop', reason });
-    this.timer = setTimeout(() => {
-      if (!this.acknowledged) this.terminate();
-    }, this.options.stop.ackMs);
+    this.after(this.options.stop.ackMs, () => this.terminate());
+  }
+
+  /** Whether the task has returned or thrown. */
+  get hasEnded(): boolean {
+    return this.end !== undefined;
+  }
+
+  /**
+   * Instead of what was to be done before. When the time is over, what the process has said meanwhile is read first:
+   * a worker that was kept from running would find every timer run out before it finds a word in a channel.
+   */
+  private after(milliseconds: number, act: () => void): void {
+    clearTimeout(this.timer);
+    const timer = setTimeout(() => setImmediate(() => this.timer === timer && act()), milliseconds);
+    this.timer = timer;
   }
 
   private terminate(): void {
-    this.how = 'terminated';
-    this.signal('SIGTERM');
-    this.timer = setTimeout(() => this.kill(), this.options.stop.killMs);
+    this.signal('SIGTERM', 'terminated');
+    this.after(this.options.stop.killMs, () => this.kill());
   }
 
   private kill(): void {
-    this.how = 'killed';
-    this.signal('SIGKILL');
+    this.signal('SIGKILL', 'killed');
   }
 
   /** Not once the process has been reaped: its group's id may be somebody else's by now. */
-  private signal(signal: NodeJS.Signals): void {
-    if (this.child.exitCode === null && this.child.signalCode === null) signalGroup(this.tree.groupId, signal);
+  private signal(signal: NodeJS.Signals, how: StopKind): void {
+    if (this.child.exitCode !== null || this.child.signalCode !== null) return;
+    this.how = how;
+    signalGroup(this.tree.groupId, signal);
   }
 
   private onMessage(line: string): void {
@@ -135,13 +148,12 @@ export class TaskProcess {
       case 'acknowledged':
         if (!this.stopping || this.acknowledged || this.how !== 'graceful') return;
         this.acknowledged = true;
-        clearTimeout(this.timer);
-        this.timer = setTimeout(() => this.terminate(), this.options.stop.graceMs);
+        this.after(this.options.stop.graceMs, () => this.terminate());
         return;
       case 'returned':
       case 'threw':
         this.end = message;
-        if (!this.stopping) this.timer = setTimeout(() => this.kill(), EXIT_WITHIN_MS);
+        if (!this.stopping) this.after(EXIT_WITHIN_MS, () => this.kill());
         return;
       case undefined: // Not one of ours.
     }
@@ -153,6 +165,7 @@ export class TaskProcess {
       if (this.child.pid === undefined) this.child.once('error', () => resolve(undefined));
     });
     clearTimeout(this.timer);
+    this.timer = undefined;
     if (!exit) return { end: { kind: 'not started' }, how: this.how };
     await killTrees([this.tree]);
     await this.untilAllIsRead();

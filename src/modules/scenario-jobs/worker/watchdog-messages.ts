@@ -7,5 +7,9 @@ export const HEARTBEAT_MS = 500;
 export type ToWatchdog =
   { kind: 'heartbeat' } | { kind: 'watch'; tree: ProcessTree } | { kind: 'forget'; tree: ProcessTree };
 
-/** What the watchdog tells its worker: it took it for dead and killed this run's processes. */
-export type FromWatchdog = { kind: 'killed'; runId: string };
+/** What the watchdog tells its worker. */
+export type FromWatchdog =
+  /** It lives, too: the answer to each heartbeat. */
+  | { kind: 'heartbeat' }
+  /** It took its worker for dead and killed this run's processes. */
+  | { kind: 'killed'; runId: string };

@@ -6,6 +6,9 @@ import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { type ProcessTree } from './process-tree';
 import { type FromWatchdog, HEARTBEAT_MS, type ToWatchdog } from './watchdog-messages';
 
+/** A watchdog is taken for frozen after `WATCHDOG_MS`, but not before this: a busy machine starts it slowly. */
+const LEAST_PATIENCE_MS = 10_000;
+
 /**
  * A second process beside the worker that ends its tasks when it cannot: when it dies, at once; when it is
  * frozen, after `WATCHDOG_MS`. A task that computes without yielding would not notice either.
@@ -16,6 +19,8 @@ export class Watchdog {
   private heartbeat: NodeJS.Timeout | undefined;
   private relaunch: NodeJS.Timeout | undefined;
   private launchedAt = 0;
+  /** Heartbeats of ours since the watchdog's last one. Not the time: a machine that slept has frozen us both. */
+  private unanswered = 0;
   private readonly trees = new Map<string, ProcessTree>();
   private readonly killed = new Set<string>();
 
@@ -26,7 +31,14 @@ export class Watchdog {
 
   start(): void {
     this.launch();
-    this.heartbeat = setInterval(() => this.send({ kind: 'heartbeat' }), HEARTBEAT_MS);
+    this.heartbeat = setInterval(() => this.beat(), HEARTBEAT_MS);
+  }
+
+  private beat(): void {
+    // One that is frozen would end no task. It is ended itself, and another takes over.
+    const patience = Math.max(this.settings.WATCHDOG_MS, LEAST_PATIENCE_MS) / HEARTBEAT_MS;
+    if (this.unanswered++ < patience) this.send({ kind: 'heartbeat' });
+    else this.child?.kill('SIGKILL');
   }
 
   stop(): void {
@@ -80,11 +92,14 @@ export class Watchdog {
 
   private adopt(child: ChildProcess): void {
     this.child = child;
+    this.unanswered = 0;
     child.on('error', (error) => {
       // The system had no process for it: then it does not exit either.
       if (child.pid === undefined && this.child === child) this.launchAgain({ err: error });
     });
-    child.on('message', ({ runId }: FromWatchdog) => {
+    child.on('message', (message: FromWatchdog) => {
+      if (message.kind === 'heartbeat') return void (this.unanswered = 0);
+      const { runId } = message;
       if (!this.trees.has(runId)) return; // It had just ended by itself.
       this.killed.add(runId);
       this.logger.error({ runId }, 'this worker was frozen, and its watchdog has ended the task');

@@ -1,5 +1,6 @@
 import { type BeforeApplicationShutdown, Inject, Injectable } from '@nestjs/common';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
+import { LONGEST_STATEMENT_MS } from '../../../infrastructure/database';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { within } from '../../../infrastructure/within';
 import { JobRepository } from '../job.repository';
@@ -35,10 +36,21 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
   /** Not before all else has been started: a worker that fails to start must not have begun a run. */
   start(): void {
     if (this.ending) return; // Told to end while it was starting.
+    this.warnOfOverlap();
     this.watchdog.start();
     this.listener.start();
     this.reconciler.start();
-    this.consumer.start();
+    void this.consumer.start();
+  }
+
+  private warnOfOverlap(): void {
+    const { WORKER_LOST_MS, BLIND_MS, CANCEL_POLL_MS, STOP_ACK_MS, STOP_GRACE_MS, STOP_KILL_MS } = this.settings;
+    const cutOffMs = BLIND_MS + CANCEL_POLL_MS + LONGEST_STATEMENT_MS + STOP_ACK_MS + STOP_GRACE_MS + STOP_KILL_MS;
+    if (WORKER_LOST_MS >= cutOffMs) return;
+    this.logger.warn(
+      { cutOffMs },
+      'WORKER_LOST_MS is short: a worker that is cut off may run a job while another does',
+    );
   }
 
   async beforeApplicationShutdown(): Promise<void> {
