@@ -55,7 +55,8 @@ export class QueueConsumer {
         return void worker.run().catch((error: Error) => this.warn.take(error));
       } catch (error) {
         this.warn.take(error as Error);
-        connection.disconnect();
+        // Its own connections BullMQ ends, ours it leaves alone.
+        void worker.close(true).finally(() => connection.disconnect());
         await sleep(QUEUE_RETRY_MS);
       }
     }
