@@ -54,7 +54,7 @@ async function main(args) {
   let failed = true;
   try {
     const environment = await environmentOf(stage, began);
-    const rounds = quick ? 3 : 9;
+    const rounds = quick ? 3 : 7;
     const results = await measure(stage, names, { quick, rounds });
     const seconds = (Date.now() - began) / 1000;
     const mode = quick ? 'quick' : 'full';

@@ -11,7 +11,7 @@ import { TestSystem } from './support/test-system';
 const CROWD = 4000;
 const WORKER_LOST_MS = 60_000;
 /** Statements of one of the lives below, and rows that each may look at: its own, and a generous few. */
-const MOST_STATEMENTS = 9;
+const MOST_STATEMENTS = 10;
 const MOST_ROWS = 10;
 
 /** Which way Postgres takes to a row depends on what it thinks that there is, and it may know nothing yet. */
@@ -45,6 +45,7 @@ describe('what is asked about one job', () => {
     await claim();
     expect(await claim()).toBe('taken');
     expect(await jobs.find(workspaceId, jobId)).toMatchObject({ status: 'processing' });
+    expect(await jobs.findWithKey({ keyHash: hashApiKey(system.key), jobId })).toMatchObject({ job: { id: jobId } });
     if (life % 3 === 0) expect(await jobs.complete(run, { name: 'n', slug: newId(), content: {} })).toBe(true);
     if (life % 3 === 1) expect(await jobs.fail(run, { code: 'X', message: 'x' })).toBe(true);
     if (life % 3 === 2) {

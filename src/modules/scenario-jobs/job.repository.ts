@@ -32,15 +32,16 @@ export type NewJob = {
   requestId: string | null;
 };
 
-/** A cancelled job, whoever cancelled it, and the run that must stop if one had begun. */
-export type CancelledJob = {
-  job: JobRow;
-  caller: Caller;
-  run: { id: string; workerId: string; stopToken: string | null } | null;
-};
+/** Which job is asked for, with the API key of this hash. */
+export type JobRequest = { keyHash: string; jobId: string };
 
-/** Which job to cancel, with the API key of this hash. */
-export type CancelRequest = { keyHash: string; jobId: string; idempotencyKey: string | null };
+/** A job, and who asks for it. */
+export type FoundJob = { job: JobRow; caller: Caller };
+
+export type CancelRequest = JobRequest & { idempotencyKey: string | null };
+
+/** A cancelled job, whoever cancelled it, and the run that must stop if one had begun. */
+export type CancelledJob = FoundJob & { run: { id: string; workerId: string; stopToken: string | null } | null };
 
 /** What a worker gets when it claims a job. */
 export type ClaimedJob = {
@@ -78,13 +79,12 @@ const SCENARIO = Prisma.sql`s.id AS "scenarioId", s.name AS "scenarioName", s.sl
 
 type CancelledRow = JobRow & Caller & { runId: string | null; workerId: string | null; stopToken: string | null };
 
-function toCancelledJob(row: CancelledRow): CancelledJob {
-  const { keyId, workspaceId, workspaceSlug, runId, workerId, stopToken, ...job } = row;
-  return {
-    job,
-    caller: { keyId, workspaceId, workspaceSlug },
-    run: runId && workerId ? { id: runId, workerId, stopToken } : null,
-  };
+function toCancelledJob({ runId, workerId, stopToken, ...found }: CancelledRow): CancelledJob {
+  return { ...toFoundJob(found), run: runId && workerId ? { id: runId, workerId, stopToken } : null };
+}
+
+function toFoundJob({ keyId, workspaceId, workspaceSlug, ...job }: JobRow & Caller): FoundJob {
+  return { job, caller: { keyId, workspaceId, workspaceSlug } };
 }
 
 /**
@@ -95,6 +95,13 @@ function toCancelledJob(row: CancelledRow): CancelledJob {
 const NOT_FINISHED = Prisma.sql`j.status NOT IN ('completed', 'failed', 'cancelled')`;
 /** `IS TRUE` keeps Postgres off the index of the workspace's jobs. */
 const isOf = (workspaceId: Prisma.Sql | string) => Prisma.sql`(j.workspace_id = ${workspaceId}) IS TRUE`;
+
+/** The jobs `j` of requests `r`, with the keys `k` and workspaces `w` that they are asked for with. */
+const ASKED_FOR = Prisma.sql`
+  JOIN api_keys k ON k.hash = r.key_hash AND ${KEY_WORKS}
+  JOIN workspaces w ON w.id = k.workspace_id AND w.active
+  JOIN scenario_jobs j ON j.id = r.job_id AND ${isOf(Prisma.sql`w.id`)}`;
+const CALLER = Prisma.sql`k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug"`;
 
 /** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */
 const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
@@ -116,6 +123,7 @@ const SLUG_TRIES = 5;
  */
 @Injectable()
 export class JobRepository {
+  private readonly finds = new Batches<JobRequest, FoundJob | undefined>((requests) => this.findTogether(requests));
   private readonly cancels = new Batches<CancelRequest, CancelledJob | undefined>((requests) =>
     this.cancelTogether(requests),
   );
@@ -154,6 +162,24 @@ export class JobRepository {
     return rows[0];
   }
 
+  /**
+   * The job, if the key works and the job is its workspace's. The key is looked up in the same statement, and so are
+   * others that come at this moment.
+   */
+  async findWithKey(request: JobRequest): Promise<FoundJob | undefined> {
+    return isId(request.jobId) ? this.finds.call(request) : undefined;
+  }
+
+  private async findTogether(requests: JobRequest[]): Promise<(FoundJob | undefined)[]> {
+    const rows = await this.database.$queryRaw<(JobRow & Caller & { keyHash: string })[]>`
+      SELECT ${JOB}, ${SCENARIO}, ${CALLER}, k.hash AS "keyHash"
+      FROM unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[])
+             AS r (job_id, key_hash) ${ASKED_FOR}
+      LEFT JOIN scenarios s ON s.job_id = j.id`;
+    const found = new Map(rows.map(({ keyHash, ...row }) => [`${keyHash} ${row.id}`, toFoundJob(row)]));
+    return requests.map(({ keyHash, jobId }) => found.get(`${keyHash} ${jobId}`));
+  }
+
   async scenarioExists(workspaceId: string, slug: string): Promise<boolean> {
     return (await this.database.scenario.count({ where: { workspaceId, slug } })) > 0;
   }
@@ -189,14 +215,11 @@ export class JobRepository {
   private async cancelEach(requests: CancelRequest[]): Promise<CancelledJob[]> {
     const rows = await this.database.$queryRaw<CancelledRow[]>`
       WITH asked AS MATERIALIZED (
-        SELECT j.id, k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug", r.idempotency_key
+        SELECT j.id, ${CALLER}, r.idempotency_key
         FROM unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[],
                     ${requests.map(({ idempotencyKey }) => idempotencyKey)}::text[])
-               AS r (job_id, key_hash, idempotency_key)
-        JOIN api_keys k ON k.hash = r.key_hash
-        JOIN workspaces w ON w.id = k.workspace_id
-        JOIN scenario_jobs j ON j.id = r.job_id AND ${isOf(Prisma.sql`w.id`)}
-        WHERE ${KEY_WORKS} AND w.active AND ${NOT_FINISHED}
+               AS r (job_id, key_hash, idempotency_key) ${ASKED_FOR}
+        WHERE ${NOT_FINISHED}
         FOR UPDATE OF j SKIP LOCKED
       )
       UPDATE scenario_jobs AS j

@@ -76,19 +76,24 @@ export class JobsController {
   }
 
   @Get(':job_id')
+  @LooksUpKey(true)
   @ApiOperation({ operationId: 'getScenarioJob', summary: 'Get Scenario job' })
   @ApiParam({ name: 'job_id', description: 'The job ID', schema: { type: 'string' } })
   @ApiResponse({ status: 200, description: 'The job', type: ScenarioJob })
   @ApiResponse(errorResponse('Job not found', 'job_not_found', 'Job not found: j1o2b3i4d5x6'))
   async get(
-    @CurrentCaller() caller: Caller,
+    @CurrentKey() key: PresentedKey,
     @Param('job_id') jobId: string,
     @Req() request: FastifyRequest,
   ): Promise<ScenarioJob> {
     request.logged = logged(jobId);
-    const job = await this.jobs.find(caller.workspaceId, jobId);
-    if (!job) throw new JobNotFound(jobId);
-    return this.show(job, caller);
+    const found = await this.jobs.findWithKey({ keyHash: key.hash, jobId });
+    if (!found) {
+      await key.identify();
+      throw new JobNotFound(jobId);
+    }
+    request.caller = found.caller;
+    return this.show(found.job, found.caller);
   }
 
   @Delete(':job_id')
