@@ -94,9 +94,9 @@ async function kindOf(pid: string, groups: ReadonlySet<number>, markers: string[
     if (state === 'Z' || state === 'X') return undefined;
     if (groups.has(Number(group))) return 'members';
     if (group === '0') return undefined; // Of the kernel, or from outside of this container.
-    const environment = await readFile(`/proc/${pid}/environ`, 'latin1');
-    if (environment === '') return 'bare';
-    return markers.some((marker) => `${environment}\0`.includes(marker)) ? 'members' : undefined;
+    const environment = `${await readFile(`/proc/${pid}/environ`, 'latin1')}\0`;
+    if (environment === '\0') return 'bare';
+    return markers.some((marker) => environment.includes(marker)) ? 'members' : undefined;
   } catch (error) {
     if (isTooManyFiles(error)) throw error;
     return undefined; // It has ended, or is not ours to look at.
