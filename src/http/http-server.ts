@@ -30,7 +30,7 @@ const HOST = /^(\[[0-9a-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?$/i;
 const METHODS_WITH_BODY = new Set(['POST', 'PUT', 'PATCH']);
 const JSON_TYPE = /^application\/json[ \t]*(;|$)/i;
 /** What is still being sent of a body that is too large is dropped for so long: else its sender might never read why. */
-const LINGER_MS = 2000;
+const LINGER_MS = 5000;
 
 /**
  * The HTTP server of both processes: Fastify, set up so that every answer has a request id and every error
@@ -93,8 +93,10 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     void reply.header('x-request-id', request.id);
     // Node reads no further on a connection that asks for another protocol: the next request would wait for ever.
     if (request.headers.upgrade !== undefined) void reply.header('connection', 'close');
-    // Fastify would refuse a type that it cannot read, whether or not there is a body.
-    delete request.raw.headers['content-type'];
+    const { headers, method } = request.raw;
+    // Fastify would refuse a type that it cannot read, whether or not there is a body, and a QUERY without one.
+    if (headers['content-type'] !== undefined || method === 'QUERY')
+      headers['content-type'] = 'application/octet-stream';
     done(faultInHost(request.raw));
   });
   fastify.addHook('onSend', (request, reply, _payload, done) => {

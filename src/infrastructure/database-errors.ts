@@ -5,10 +5,12 @@ const PRISMA_CODES = new Set(['P1001', 'P1002', 'P1008', 'P1017', 'P2024', 'P202
  * intervention, system; and a standby that refuses to write, `lock_timeout`, and errors inside Postgres itself.
  */
 const SQLSTATES = /^(08|28|3D|40|53|57|58)[0-9A-Z]{3}$|^25006$|^55P03$|^XX000$/;
-/** What the driver says without a code, when a connection ends or an answer does not come. */
+/**
+ * What the driver says without a code, when a connection ends or an answer does not come; and of a Unix socket whose server
+ * is away, for ENOENT by itself is the code of any file.
+ */
 const MESSAGES =
-  /Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Connection ended/;
-/** The last one is that of a Unix socket whose server is away. */
+  /connect ENOENT|Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Connection ended/;
 const SOCKET_CODES = new Set([
   'ECONNREFUSED',
   'ECONNRESET',
@@ -17,7 +19,6 @@ const SOCKET_CODES = new Set([
   'EAI_AGAIN',
   'EPIPE',
   'EHOSTUNREACH',
-  'ENOENT',
 ]);
 const ADAPTER_KINDS = new Set([
   'DatabaseNotReachable',

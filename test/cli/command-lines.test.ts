@@ -166,12 +166,13 @@ describe('api-key', () => {
   });
 
   it('says when there is no database', () => {
-    const nowhere = { DATABASE_URL: 'postgres://u:secret@127.0.0.1:1/none' };
-    const { status, err } = run('api-key', ['list'], nowhere);
-    expect({ status, err }).toEqual({
-      status: 1,
-      err: 'Postgres cannot be reached, or refuses the log-in; DATABASE_URL names both',
-    });
+    for (const nowhere of ['postgres://u:secret@127.0.0.1:1/none', 'postgres://u:secret@host/none?host=/nowhere']) {
+      const { status, err } = run('api-key', ['list'], { DATABASE_URL: nowhere });
+      expect({ status, err }).toEqual({
+        status: 1,
+        err: 'Postgres cannot be reached, or refuses the log-in; DATABASE_URL names both',
+      });
+    }
     expect(run('api-key', ['list'], { DATABASE_URL: '' })).toMatchObject({
       status: 2,
       err: expect.stringContaining('DATABASE_URL is required'),

@@ -82,9 +82,8 @@ export class ActiveRuns {
     if (oldest !== undefined && this.neverBegun.size > MOST_NEVER_BEGUN) this.neverBegun.delete(oldest);
   }
 
-  /** Whether the run never had a process. Asks once: then it is forgotten. */
   hasNeverBegun(runId: string): boolean {
-    return this.neverBegun.delete(runId);
+    return this.neverBegun.has(runId);
   }
 
   stopAll(reason: StopReason): void {

@@ -26,27 +26,36 @@ const AT_ONCE = 16;
  * as well is not found, nor one that forks faster than it can be looked for.
  *
  * What one look does not see can live all the same: a daemon that began behind it while its parent ended before it, or a
- * program that is just being loaded and shows no environment. So it takes two in a row that find nothing, of which the
- * second finds nothing new without an environment.
+ * program that is just being loaded. So it takes two in a row that find nothing and nothing unsure.
  */
 export async function killTrees(trees: readonly ProcessTree[]): Promise<void> {
   const groups = new Set(trees.map(({ groupId }) => groupId));
   const runIds = trees.map(({ runId }) => runId);
-  let before: Look | undefined;
-  for (let wait = 1; ; wait = Math.min(2 * wait, 50)) {
+  let clean = 0;
+  let began: number | undefined;
+  for (let wait = 1; ;) {
     // A group that has ended has ended for good: its number may be somebody else's from then on.
     for (const groupId of groups) if (!signalGroup(groupId, 'SIGKILL')) groups.delete(groupId);
     const found = await look(groups, runIds).catch(unlessTooManyFiles);
     for (const pid of found?.members ?? []) kill(pid);
-    const isClean = found?.members.length === 0;
-    if (isClean && before && found.bare.every((pid) => before?.bare.includes(pid))) return;
-    before = isClean ? found : undefined;
+    if (found?.members.length === 0) {
+      began ??= performance.now();
+      clean = found.unsure.length === 0 ? clean + 1 : 0;
+      if (clean === 2 || performance.now() - began > UNSURE_MS) return;
+      wait = 1;
+    } else {
+      began = undefined;
+      clean = 0;
+      wait = Math.min(2 * wait, 50);
+    }
     await new Promise((resolve) => setTimeout(resolve, wait));
   }
 }
 
-/** Processes that run of certain groups and runs, and others, which show no environment. */
-type Look = { members: number[]; bare: number[] };
+/** Processes that run of certain groups and runs, and others that are being loaded, or end: whose they are they do not show. */
+type Look = { members: number[]; unsure: number[] };
+/** How long that is waited for: on a busy machine there can always be some, and none of ours. */
+const UNSURE_MS = 1000;
 
 /** Who cannot look must look again, and not take what was not seen for dead. */
 function unlessTooManyFiles(error: unknown): undefined {
@@ -73,11 +82,11 @@ export async function livingMembers(groups: ReadonlySet<number>, runIds: readonl
 async function look(groups: ReadonlySet<number>, runIds: readonly string[]): Promise<Look> {
   if (process.platform !== 'linux') {
     const members = [...groups].filter((groupId) => signalGroup(groupId, 0)).map((groupId) => -groupId);
-    return { members, bare: [] };
+    return { members, unsure: [] };
   }
   const markers = runIds.map((runId) => `${RUN_ID_VARIABLE}=${runId}\0`);
   const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name));
-  const seen: Look = { members: [], bare: [] };
+  const seen: Look = { members: [], unsure: [] };
   while (pids.length > 0) {
     const some = pids.splice(0, AT_ONCE);
     const kinds = await Promise.all(some.map((pid) => kindOf(pid, groups, markers)));
@@ -88,17 +97,27 @@ async function look(groups: ReadonlySet<number>, runIds: readonly string[]): Pro
 
 async function kindOf(pid: string, groups: ReadonlySet<number>, markers: string[]): Promise<keyof Look | undefined> {
   try {
-    // pid (command) state parent group …; the command may contain anything, also parentheses.
-    const stat = await readFile(`/proc/${pid}/stat`, 'latin1');
-    const [state, , group] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    const [state, , group] = await statOf(pid);
     if (state === 'Z' || state === 'X') return undefined;
     if (groups.has(Number(group))) return 'members';
     if (group === '0') return undefined; // Of the kernel, or from outside of this container.
     const environment = `${await readFile(`/proc/${pid}/environ`, 'latin1')}\0`;
-    if (environment === '\0') return 'bare';
+    if (environment === '\0') return (await hasNoEnvironment(pid)) ? undefined : 'unsure';
     return markers.some((marker) => environment.includes(marker)) ? 'members' : undefined;
   } catch (error) {
     if (isTooManyFiles(error)) throw error;
     return undefined; // It has ended, or is not ours to look at.
   }
+}
+
+/** What stands in a process's `stat` behind its command, which may contain anything: state, parent, group, … */
+async function statOf(pid: string): Promise<string[]> {
+  const stat = await readFile(`/proc/${pid}/stat`, 'latin1');
+  return stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+}
+
+/** Whether a process was started without any environment. While it is loaded, or ends, it has no place for one yet. */
+async function hasNoEnvironment(pid: string): Promise<boolean> {
+  const [start, end] = (await statOf(pid)).slice(47, 49);
+  return start === end && end !== '0';
 }

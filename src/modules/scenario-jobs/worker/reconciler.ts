@@ -10,8 +10,8 @@ const PAGE = 1000;
 const SETTLED_MS = 2000;
 /** Longest pass; what is left then is for the next one, on whichever worker. */
 const PASS_LIMIT_MS = 60_000;
-/** A pass holds its lock for longer than it works. */
-const LOCK_LIMIT_MS = PASS_LIMIT_MS + 15_000;
+/** A pass has its lock for longer than it works, the questions included that it has asked by then. */
+const LOCK_LIMIT_MS = PASS_LIMIT_MS + 30_000;
 
 /**
  * Compares rows with the queue and repairs what differs: a queued job that the queue does not know is added; a
@@ -66,7 +66,7 @@ export class Reconciler {
   }
 
   private async repairQueue(until: number): Promise<void> {
-    for (let after = ''; !this.stopped;) {
+    for (let after = ''; !this.stopped && performance.now() < until;) {
       const page = await this.jobs.findDependingOnQueue(after, PAGE, SETTLED_MS, this.settings.WORKER_LOST_MS);
       const missing = new Set(await this.queue.missing(page.map(({ jobId }) => jobId)));
       const unknown = page.filter(({ jobId }) => missing.has(jobId));

@@ -9,6 +9,7 @@ import { CancelListener } from './cancel-listener';
 import { QueueConsumer } from './queue-consumer';
 import { Reconciler } from './reconciler';
 import { Watchdog } from './watchdog';
+import { HEARTBEAT_MS } from './watchdog-messages';
 import { WORKER_ID } from './worker-id';
 
 /** How long a worker waits for Postgres to take down how its stopped runs have ended. */
@@ -44,13 +45,14 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
   }
 
   private warnOfOverlap(): void {
-    const { WORKER_LOST_MS, BLIND_MS, CANCEL_POLL_MS, STOP_ACK_MS, STOP_GRACE_MS, STOP_KILL_MS } = this.settings;
-    const cutOffMs = BLIND_MS + CANCEL_POLL_MS + LONGEST_STATEMENT_MS + STOP_ACK_MS + STOP_GRACE_MS + STOP_KILL_MS;
-    if (WORKER_LOST_MS >= cutOffMs) return;
-    this.logger.warn(
-      { cutOffMs },
-      'WORKER_LOST_MS is short: a worker that is cut off may run a job while another does',
-    );
+    const { WORKER_LOST_MS, BLIND_MS, CANCEL_POLL_MS, WATCHDOG_MS } = this.settings;
+    const { STOP_ACK_MS, STOP_GRACE_MS, STOP_KILL_MS } = this.settings;
+    const stopMs = STOP_ACK_MS + STOP_GRACE_MS + STOP_KILL_MS;
+    const cutOffMs = BLIND_MS + CANCEL_POLL_MS + LONGEST_STATEMENT_MS + stopMs;
+    const frozenMs = WATCHDOG_MS + CANCEL_POLL_MS + 2 * HEARTBEAT_MS;
+    const leastMs = Math.max(cutOffMs, frozenMs);
+    if (WORKER_LOST_MS >= leastMs) return;
+    this.logger.warn({ leastMs }, 'WORKER_LOST_MS is short: a job may be run again while a lost worker still runs it');
   }
 
   async beforeApplicationShutdown(): Promise<void> {
