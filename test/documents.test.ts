@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import ts from 'typescript';
@@ -76,6 +77,23 @@ describe('the Dockerfile', () => {
     });
     expect(`${entrypoint} dist/main.worker.js`).toBe(scripts['start:worker']);
     expect(`${entrypoint} ${command}`).toBe(scripts['start:api']);
+  });
+});
+
+describe('the mutants of the machine', () => {
+  it('can each be put into the built service, in one place', () => {
+    const script = `
+      import { readFileSync } from 'node:fs';
+      import { MUTANTS } from './test/machine/mutants.mjs';
+      const places = ({ file, find }) => readFileSync('dist/' + file, 'utf8').match(new RegExp(find, 'g'))?.length ?? 0;
+      console.log(JSON.stringify(Object.fromEntries(MUTANTS.map((mutant) => [mutant.name, places(mutant)]))));`;
+    const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
+      cwd: join(__dirname, '..'),
+      encoding: 'utf8',
+    });
+    const places = JSON.parse(stdout) as Record<string, number>;
+    expect(Object.keys(places)).toHaveLength(5);
+    expect(places).toEqual(Object.fromEntries(Object.keys(places).map((name) => [name, 1])));
   });
 });
 
