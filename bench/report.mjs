@@ -49,7 +49,7 @@ export async function environmentOf(stage, began) {
       cpu: cpus()[0].model.trim(),
       cores: cpus().length,
       memoryGb: Math.round(totalmem() / 2 ** 30),
-      system: `${platform()} ${release()} ${arch()}`,
+      system: `${platform()} ${release().split('-')[0]} ${arch()}`,
     },
     node: process.versions.node,
     postgres,
