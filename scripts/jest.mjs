@@ -18,6 +18,8 @@ export function runJest(args, { environment = {}, quiet = false } = {}) {
   const end = (code) => () => {
     // The second time without asking; what is left of the servers then is ended by the next run.
     process.kill(-jest.pid, status === undefined ? 'SIGTERM' : 'SIGKILL');
+    // What a test has frozen hears it then.
+    process.kill(-jest.pid, 'SIGCONT');
     status = code;
   };
   const handlers = { SIGINT: end(130), SIGTERM: end(143) };
