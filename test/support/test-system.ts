@@ -28,6 +28,9 @@ const SHORT_TIMES = {
 /** For tests of tasks that do not stop when they are asked. */
 export const IMPATIENT = { STOP_ACK_MS: '400', STOP_GRACE_MS: '600' };
 
+/** For tests of workers that are lost. */
+export const SOON_LOST = { CANCEL_POLL_MS: '200', BLIND_MS: '900', WATCHDOG_MS: '1000', WORKER_LOST_MS: '1200' };
+
 export type Job = {
   id: string;
   status: string;

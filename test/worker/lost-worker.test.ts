@@ -3,16 +3,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { eventually } from '../support/eventually';
-import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
+import { groupIsAlive, IMPATIENT, SOON_LOST, TestSystem } from '../support/test-system';
 
-const SOON = {
-  ...IMPATIENT,
-  LOCK_MS: '1000',
-  BLIND_MS: '900',
-  WORKER_LOST_MS: '1200',
-  CANCEL_POLL_MS: '200',
-  WATCHDOG_MS: '1000',
-};
+const SOON = { ...IMPATIENT, ...SOON_LOST, LOCK_MS: '1000' };
 
 describe('when a worker is lost', () => {
   let system: TestSystem;
@@ -108,20 +101,14 @@ describe('when a worker is lost', () => {
     expect((await system.untilStatus(job.id, 'failed')).error?.code).toBe('WORKER_LOST');
   });
 
-  it('its watchdog is frozen: it starts another, which knows the running tasks', async () => {
+  it.each([
+    ['gone', 'SIGKILL'],
+    ['frozen', 'SIGSTOP'],
+  ])('its watchdog is %s: it starts another, which knows the running tasks', async (_what, signal) => {
     const { pid } = await system.createRunning('spin');
     const watchdog = await watchdogOf(system.workers[0]!.pid);
-    process.kill(watchdog, 'SIGSTOP');
+    process.kill(watchdog, signal);
     await system.workers[0]!.untilLogged('watchdog ended, starting another');
-    await eventually('another watchdog', async () => (await watchdogOf(system.workers[0]!.pid)) !== watchdog);
-    system.workers[0]!.signal('SIGKILL');
-    await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
-  });
-
-  it('without its watchdog: it starts another, which knows the running tasks', async () => {
-    const { pid } = await system.createRunning('spin');
-    const watchdog = await watchdogOf(system.workers[0]!.pid);
-    process.kill(watchdog, 'SIGKILL');
     const next = await eventually('another watchdog', async () => {
       const found = await watchdogOf(system.workers[0]!.pid);
       return found !== watchdog && found;

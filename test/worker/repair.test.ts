@@ -5,7 +5,7 @@ import { JobRepository, type Run } from '../../src/modules/scenario-jobs/job.rep
 import { ActiveRun } from '../../src/modules/scenario-jobs/worker/active-runs';
 import { eventually } from '../support/eventually';
 import { OwnRedis } from '../support/own-redis';
-import { isAlive, TestSystem } from '../support/test-system';
+import { isAlive, SOON_LOST, TestSystem } from '../support/test-system';
 
 describe('what the queue forgets, the rows know', () => {
   let redis: OwnRedis;
@@ -60,13 +60,7 @@ describe('what the queue forgets, the rows know', () => {
     await system.stop();
     system = await TestSystem.start({
       redisUrl: redis.url,
-      settings: {
-        BLIND_MS: '900',
-        WATCHDOG_MS: '1000',
-        WORKER_LOST_MS: '1200',
-        CANCEL_POLL_MS: '200',
-        LOCK_MS: '60000',
-      },
+      settings: { ...SOON_LOST, LOCK_MS: '60000' },
     });
     const { job } = await system.createRunning('slow 1000');
     system.workers[0]!.signal('SIGKILL');
@@ -87,12 +81,7 @@ describe('what the queue forgets, the rows know', () => {
     const repairing = async () => {
       const waiting = await Promise.all([1, 2, 3, 4].map(() => system.create('quick')));
       await system.redis.flushall();
-      await system.startWorker({
-        CANCEL_POLL_MS: '200',
-        BLIND_MS: '900',
-        WATCHDOG_MS: '1000',
-        WORKER_LOST_MS: '1200',
-      });
+      await system.startWorker(SOON_LOST);
       for (const { id } of waiting) await system.untilStatus(id, 'completed');
     };
     await system.lockRow(cancelled.job.id, () => system.lockRow(lost.job.id, repairing));
