@@ -85,6 +85,8 @@ export class CancelListener {
 
   /** One question at a time. Whatever comes in while one is under way is answered by one more after it. */
   private async ask(source: Source): Promise<void> {
+    // A subscription that is made while the worker ends: the next sign of life would outlive the worker.
+    if (this.stopped) return;
     if (this.asking) {
       // However many doorbells ring, the poll with its sign of life has its turn.
       if (this.askAgain === undefined || this.askAgain === 'doorbell') this.askAgain = source;
@@ -95,7 +97,7 @@ export class CancelListener {
     this.asking = undefined;
     const again = this.askAgain;
     this.askAgain = undefined;
-    if (again && !this.stopped) await this.ask(again);
+    if (again) await this.ask(again);
   }
 
   private async askPostgres(source: Source): Promise<void> {
