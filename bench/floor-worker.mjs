@@ -7,7 +7,7 @@ import { serve } from './helper.mjs';
 import { startBareChild } from './start-bare-child.mjs';
 
 const { DATABASE_URL, REDIS_URL, CHANNEL } = process.env;
-const IS_CANCELLED = `SELECT 1 FROM scenario_jobs WHERE run_id = $1 AND status = 'cancelled'`;
+const IS_CANCELLED = `SELECT 1 FROM scenario_jobs WHERE id = $1 AND run_id = $2 AND status = 'cancelled'`;
 
 const pool = new pg.Pool({ connectionString: DATABASE_URL, max: 1 });
 const redis = new Redis(REDIS_URL);
@@ -15,7 +15,7 @@ const children = new Map();
 
 redis.on('message', async (_, text) => {
   const { jobId, runId } = JSON.parse(text);
-  const { rowCount } = await pool.query({ name: 'is-cancelled', text: IS_CANCELLED, values: [runId] });
+  const { rowCount } = await pool.query({ name: 'is-cancelled', text: IS_CANCELLED, values: [jobId, runId] });
   if (rowCount === 1) children.get(jobId).send({});
 });
 
