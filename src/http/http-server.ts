@@ -65,8 +65,9 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   const fastify = adapter.getInstance();
   const { server } = fastify;
   connections.watch(server);
-  // Node would drop it without an answer.
+  // Node would drop it without an answer. It has taken its own listeners away: an error nobody hears would end the process.
   server.on('connect', (request, socket) => {
+    socket.on('error', () => socket.destroy());
     refuseConnection(new Error(request.method), socket as Socket, connections.get(socket as Socket));
   });
   // An expectation that Node does not know is ignored; it would be refused in words that are not ours.
