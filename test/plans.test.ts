@@ -44,13 +44,13 @@ describe('what is asked about one job', () => {
     expect(await jobs.requeue(run, { countsAsAttempt: false })).toBe(true);
     await claim();
     expect(await claim()).toBe('taken');
-    expect(await jobs.find(workspaceId, jobId)).toMatchObject({ status: 'processing' });
+    expect(await jobs.find(workspaceId, jobId)).toMatchObject({ job: { status: 'processing' } });
     expect(await jobs.findWithKey({ keyHash: hashApiKey(system.key), jobId })).toMatchObject({ job: { id: jobId } });
     if (life % 3 === 0) expect(await jobs.complete(run, { name: 'n', slug: newId(), content: {} })).toBe(true);
     if (life % 3 === 1) expect(await jobs.fail(run, { code: 'X', message: 'x' })).toBe(true);
     if (life % 3 === 2) {
       expect(await cancel(jobId)).toBeDefined();
-      expect(await jobs.findCancelledBy(workspaceId, jobId, `cancel ${jobId}`)).toBeDefined();
+      expect(await jobs.find(workspaceId, jobId)).toMatchObject({ cancelIdempotencyKey: `cancel ${jobId}` });
       expect(await jobs.confirmStopped(run, 'graceful')).toBeDefined();
     }
     expect(await jobs.findEnd(run)).not.toBeNull();

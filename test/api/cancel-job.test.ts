@@ -1,3 +1,9 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { pino } from 'pino';
+import { hashApiKey, newApiKey } from '../../src/auth/api-key';
+import { parseSettings } from '../../src/config/settings';
+import { Database } from '../../src/infrastructure/database';
+import { JobRepository } from '../../src/modules/scenario-jobs/job.repository';
 import { eventually } from '../support/eventually';
 import { parseAnswer, rawHttp } from '../support/raw-http';
 import { type ErrorBody, type Job, TestSystem } from '../support/test-system';
@@ -161,6 +167,55 @@ describe('DELETE with an Idempotency-Key', () => {
     const { status, body } = parseAnswer(await rawHttp(system.api.url!, Buffer.from(request, 'latin1')));
     expect({ status, body }).toMatchObject({ status: 400, body: { error: { code: 'invalid_idempotency_key' } } });
     expect((await system.get(id)).status).toBe('queued');
+  });
+});
+
+describe('cancels that are decided together', () => {
+  it('are not held up by one with a key that does not work for the same job', async () => {
+    const database = new Database(parseSettings(system.settings), pino({ level: 'silent' }));
+    const jobs = new JobRepository(database);
+    const { id } = await system.create('quick');
+    const cancel = (key: string, jobId: string) =>
+      jobs.cancel({ keyHash: hashApiKey(key), jobId, idempotencyKey: null });
+    const wrong = newApiKey();
+    // Two go at once; those that come meanwhile go together.
+    const [, , refused, cancelled] = await Promise.all([
+      cancel(wrong, 'aaaaaaaaaaaa'),
+      cancel(wrong, 'bbbbbbbbbbbb'),
+      cancel(wrong, id),
+      cancel(system.key, id),
+    ]);
+    expect(refused).toBeUndefined();
+    expect(cancelled?.job).toMatchObject({ id, status: 'cancelled' });
+    await database.$disconnect();
+  });
+
+  it('do not wait for one whose key somebody has locked', async () => {
+    const other = await system.createWorkspace();
+    const headers = { authorization: `Bearer ${other.key}`, 'content-type': 'application/json' };
+    const body = JSON.stringify({ user_email: 'ada@example.com', prompt: 'quick' });
+    const theirs = await Promise.all(
+      [1, 2].map(async () => (await system.request('POST', '', { headers, body })).body.id),
+    );
+    const { id } = await system.create('quick');
+    const { rows } = await system.pool.query<{ id: string }>('SELECT id FROM api_keys WHERE hash = $1', [
+      hashApiKey(other.key),
+    ]);
+    const answered: string[] = [];
+    const held: Promise<unknown>[] = [];
+    await system.lockRow(
+      rows[0]!.id,
+      async () => {
+        for (const one of theirs) {
+          held.push(system.cancel(one, headers).then(({ status }) => answered.push(`theirs ${status}`)));
+          await sleep(50);
+        }
+        answered.push(`ours ${(await system.cancel(id)).status}`);
+      },
+      'api_keys',
+    );
+    await Promise.all(held);
+    expect(answered).toEqual(['ours 200', 'theirs 200', 'theirs 200']);
   });
 });
 

@@ -77,14 +77,28 @@ const JOB = Prisma.sql`j.id, j.status::text AS status, j.error_code AS "errorCod
 const NO_SCENARIO = Prisma.sql`NULL AS "scenarioId", NULL AS "scenarioName", NULL AS "scenarioSlug"`;
 const SCENARIO = Prisma.sql`s.id AS "scenarioId", s.name AS "scenarioName", s.slug AS "scenarioSlug"`;
 
-type CancelledRow = JobRow & Caller & { runId: string | null; workerId: string | null; stopToken: string | null };
+type FoundRow = JobRow & Caller;
+type CancelledRow = FoundRow & { runId: string | null; workerId: string | null; stopToken: string | null };
 
 function toCancelledJob({ runId, workerId, stopToken, ...found }: CancelledRow): CancelledJob {
   return { ...toFoundJob(found), run: runId && workerId ? { id: runId, workerId, stopToken } : null };
 }
 
-function toFoundJob({ keyId, workspaceId, workspaceSlug, ...job }: JobRow & Caller): FoundJob {
+function toFoundJob({ keyId, workspaceId, workspaceSlug, ...job }: FoundRow): FoundJob {
   return { job, caller: { keyId, workspaceId, workspaceSlug } };
+}
+
+/** Requests for the same job with different keys are different requests: one of the keys may not work. */
+const nameOf = ({ keyHash, jobId }: JobRequest) => `${keyHash} ${jobId}`;
+
+type WithKey<Row> = Row & { keyHash: string };
+
+/** What was found, by the request that it answers. */
+function byRequest<Row extends FoundRow, Found>(
+  rows: WithKey<Row>[],
+  toFound: (row: Omit<WithKey<Row>, 'keyHash'>) => Found,
+): Map<string, Found> {
+  return new Map(rows.map(({ keyHash, ...row }) => [nameOf({ keyHash, jobId: row.id }), toFound(row)]));
 }
 
 /**
@@ -101,7 +115,7 @@ const ASKED_FOR = Prisma.sql`
   JOIN api_keys k ON k.hash = r.key_hash AND ${KEY_WORKS}
   JOIN workspaces w ON w.id = k.workspace_id AND w.active
   JOIN scenario_jobs j ON j.id = r.job_id AND ${isOf(Prisma.sql`w.id`)}`;
-const CALLER = Prisma.sql`k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug"`;
+const CALLER = Prisma.sql`k.hash AS "keyHash", k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug"`;
 
 /** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */
 const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
@@ -153,13 +167,19 @@ export class JobRepository {
     return rows[0];
   }
 
-  /** The job, if it exists and is the workspace's. */
-  async find(workspaceId: string, jobId: string): Promise<JobRow | undefined> {
+  /** The job, if it exists and is the workspace's, and the idempotency key of the request that cancelled it. */
+  async find(
+    workspaceId: string,
+    jobId: string,
+  ): Promise<{ job: JobRow; cancelIdempotencyKey: string | null } | undefined> {
     if (!isId(jobId)) return undefined;
-    const rows = await this.database.$queryRaw<JobRow[]>`
-      SELECT ${JOB}, ${SCENARIO} FROM scenario_jobs j LEFT JOIN scenarios s ON s.job_id = j.id
+    const [row] = await this.database.$queryRaw<(JobRow & { cancelIdempotencyKey: string | null })[]>`
+      SELECT ${JOB}, ${SCENARIO}, j.cancel_idempotency_key AS "cancelIdempotencyKey"
+      FROM scenario_jobs j LEFT JOIN scenarios s ON s.job_id = j.id
       WHERE j.id = ${jobId} AND ${isOf(workspaceId)}`;
-    return rows[0];
+    if (!row) return undefined;
+    const { cancelIdempotencyKey, ...job } = row;
+    return { job, cancelIdempotencyKey };
   }
 
   /**
@@ -171,13 +191,13 @@ export class JobRepository {
   }
 
   private async findTogether(requests: JobRequest[]): Promise<(FoundJob | undefined)[]> {
-    const rows = await this.database.$queryRaw<(JobRow & Caller & { keyHash: string })[]>`
-      SELECT ${JOB}, ${SCENARIO}, ${CALLER}, k.hash AS "keyHash"
+    const rows = await this.database.$queryRaw<WithKey<FoundRow>[]>`
+      SELECT ${JOB}, ${SCENARIO}, ${CALLER}
       FROM unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[])
              AS r (job_id, key_hash) ${ASKED_FOR}
       LEFT JOIN scenarios s ON s.job_id = j.id`;
-    const found = new Map(rows.map(({ keyHash, ...row }) => [`${keyHash} ${row.id}`, toFoundJob(row)]));
-    return requests.map(({ keyHash, jobId }) => found.get(`${keyHash} ${jobId}`));
+    const found = byRequest(rows, toFoundJob);
+    return requests.map((request) => found.get(nameOf(request)));
   }
 
   async scenarioExists(workspaceId: string, slug: string): Promise<boolean> {
@@ -190,7 +210,8 @@ export class JobRepository {
    * another workspace's, or with a key that does not work: nothing is written and nothing returned. A run that finishes
    * while we ask either had its result in before, or finds the job cancelled and can record nothing.
    *
-   * Nor does it wait: a job whose row somebody has locked at this moment is left out as well, to be asked for again.
+   * Nor does it wait: a job whose row, or whose key's row, somebody has locked at this moment is left out as well, to be
+   * asked for again.
    */
   async cancel(request: CancelRequest): Promise<CancelledJob | undefined> {
     if (!isId(request.jobId)) return undefined;
@@ -206,39 +227,30 @@ export class JobRepository {
   private async cancelTogether(requests: CancelRequest[]): Promise<(CancelledJob | undefined)[]> {
     // A second request for the same job finds it cancelled.
     const first = new Map<string, CancelRequest>();
-    for (const request of requests) if (!first.has(request.jobId)) first.set(request.jobId, request);
-    const jobs = await this.cancelEach([...first.values()]);
-    const cancelled = new Map(jobs.map((one) => [one.job.id, one]));
-    return requests.map((request) => (first.get(request.jobId) === request ? cancelled.get(request.jobId) : undefined));
+    for (const request of requests) if (!first.has(nameOf(request))) first.set(nameOf(request), request);
+    const cancelled = byRequest(await this.cancelEach([...first.values()]), toCancelledJob);
+    return requests.map((request) =>
+      first.get(nameOf(request)) === request ? cancelled.get(nameOf(request)) : undefined,
+    );
   }
 
-  private async cancelEach(requests: CancelRequest[]): Promise<CancelledJob[]> {
-    const rows = await this.database.$queryRaw<CancelledRow[]>`
+  private async cancelEach(requests: CancelRequest[]): Promise<WithKey<CancelledRow>[]> {
+    return this.database.$queryRaw<WithKey<CancelledRow>[]>`
       WITH asked AS MATERIALIZED (
         SELECT j.id, ${CALLER}, r.idempotency_key
         FROM unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[],
                     ${requests.map(({ idempotencyKey }) => idempotencyKey)}::text[])
                AS r (job_id, key_hash, idempotency_key) ${ASKED_FOR}
         WHERE ${NOT_FINISHED}
-        FOR UPDATE OF j SKIP LOCKED
+        FOR UPDATE OF j SKIP LOCKED FOR KEY SHARE OF k SKIP LOCKED
       )
       UPDATE scenario_jobs AS j
       SET status = 'cancelled', completed_at = GREATEST(now(), j.started_at),
           cancelled_by = asked."keyId", cancel_idempotency_key = asked.idempotency_key
       FROM asked WHERE j.id = asked.id AND ${NOT_FINISHED}
       RETURNING ${JOB}, ${NO_SCENARIO}, j.run_id::text AS "runId", j.worker_id AS "workerId",
-                j.stop_token::text AS "stopToken", asked."keyId", asked."workspaceId", asked."workspaceSlug"`;
-    return rows.map(toCancelledJob);
-  }
-
-  /** The job, if it was cancelled by a request with this idempotency key. */
-  async findCancelledBy(workspaceId: string, jobId: string, idempotencyKey: string): Promise<JobRow | undefined> {
-    if (!isId(jobId)) return undefined;
-    const rows = await this.database.$queryRaw<JobRow[]>`
-      SELECT ${JOB}, ${NO_SCENARIO} FROM scenario_jobs j
-      WHERE j.id = ${jobId} AND ${isOf(workspaceId)}
-        AND j.status = 'cancelled' AND j.cancel_idempotency_key = ${idempotencyKey}`;
-    return rows[0];
+                j.stop_token::text AS "stopToken", asked."keyHash", asked."keyId", asked."workspaceId",
+                asked."workspaceSlug"`;
   }
 
   /**

@@ -65,17 +65,18 @@ export class CancelJob {
    * open all the same: its row was locked, by a claim or a result that is under way.
    */
   private async explain(caller: Caller, jobId: string, idempotencyKey: string | null): Promise<Cancelled | undefined> {
-    const same = idempotencyKey && (await this.jobs.findCancelledBy(caller.workspaceId, jobId, idempotencyKey));
-    if (same) {
-      this.metrics.cancelRequests.inc({ from: 'cancelled', outcome: 'replayed' });
-      return { job: same, caller, outcome: 'replayed', from: 'cancelled' };
+    const found = await this.jobs.find(caller.workspaceId, jobId);
+    if (!found) {
+      this.metrics.cancelRequests.inc({ from: 'none', outcome: 'not_found' });
+      throw new JobNotFound(jobId);
     }
-    const job = await this.jobs.find(caller.workspaceId, jobId);
-    if (job && isCancellable(job.status)) return undefined;
-    this.metrics.cancelRequests.inc(
-      job ? { from: job.status, outcome: 'not_cancellable' } : { from: 'none', outcome: 'not_found' },
-    );
-    if (!job) throw new JobNotFound(jobId);
+    const { job, cancelIdempotencyKey } = found;
+    if (isCancellable(job.status)) return undefined;
+    if (idempotencyKey !== null && cancelIdempotencyKey === idempotencyKey) {
+      this.metrics.cancelRequests.inc({ from: 'cancelled', outcome: 'replayed' });
+      return { job, caller, outcome: 'replayed', from: 'cancelled' };
+    }
+    this.metrics.cancelRequests.inc({ from: job.status, outcome: 'not_cancellable' });
     throw new JobNotCancellable(jobId, job.status);
   }
 
