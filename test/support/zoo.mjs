@@ -94,6 +94,14 @@ const species = {
     say(`child ${child.pid}`);
     return forever();
   },
+  /** Makes a scenario, and has an exit handler that takes its time. */
+  lingering: () => {
+    process.on('exit', () => {
+      say('lingers');
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 700);
+    });
+    return { name: 'Lingering scenario' };
+  },
   /** Has a child in a session of its own. */
   daemon: async () => {
     const child = spawn('sleep', ['1000'], { detached: true, stdio: 'ignore' });
@@ -120,6 +128,13 @@ const species = {
   flood: async () => {
     for (let line = 0; line < 20_000; line++) process.stdout.write(`${'x'.repeat(200)} ${line}\n`);
     return { name: 'Loud scenario' };
+  },
+  /** Has a child that prints without end, and waits. */
+  torrent: (_input, { signal }) => {
+    const child = spawn('yes', { stdio: ['ignore', 'inherit', 'inherit'] });
+    return new Promise((resolve) => {
+      signal.addEventListener('abort', () => child.kill('SIGKILL') && resolve());
+    });
   },
   progressFlood: async (_input, { progress }) => {
     for (let done = 0; done < 100_000; done++) progress({ done });

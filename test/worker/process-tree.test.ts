@@ -4,6 +4,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import fs from 'node:fs/promises';
 import { killTrees, livingMembers } from '../../src/modules/scenario-jobs/worker/process-tree';
 import { RUN_ID_VARIABLE } from '../../src/modules/scenario-jobs/worker/task-messages';
 import { eventually } from '../support/eventually';
@@ -39,12 +40,21 @@ describe('killing what a task has started', () => {
 });
 
 describe('killing what has left the group of its task', () => {
+  it('looks once for all who ask at the same time', async () => {
+    const left = await groupOfNobody();
+    const looks = jest.spyOn(fs, 'readdir');
+    await Promise.all(Array.from({ length: 50 }, (_, index) => killTrees([{ groupId: left, runId: `run ${index}` }])));
+    // Each needs two; at the second of them some come too late for the one that has begun.
+    expect(looks.mock.calls.length).toBeLessThanOrEqual(10);
+    looks.mockRestore();
+  });
+
   it('misses nothing that begins while it looks', async () => {
     const runId = 'daemons';
     const left = await groupOfNobody();
     for (let times = 0; times < 40; times++) {
       // Somewhere in the first look or before it, the parent leaves a daemon behind and ends.
-      const parent = startGroup(runId, 'sh', '-c', `sleep 0.0${String(times).padStart(2, '0')}; setsid sleep 60 &`);
+      const parent = startGroup(runId, 'sh', '-c', `sleep ${times / 4000}; setsid sleep 60 &`);
       parent.unref();
       await sleep(5);
       await killTrees([{ groupId: left, runId }]);

@@ -16,6 +16,8 @@ export function signalGroup(groupId: number, signal: NodeJS.Signals | 0): boolea
   }
 }
 
+const NAMED_RUN = new RegExp(`${RUN_ID_VARIABLE}=([^\0]*)`, 'g');
+
 /** So many processes are looked at at the same time: what they hold must fit into the watchdog. */
 const AT_ONCE = 16;
 
@@ -74,7 +76,7 @@ function kill(pid: number): void {
   }
 }
 
-/** The processes that run of these groups and these runs; a zombie does not run. */
+/** The processes that run of these groups and these runs. */
 export async function livingMembers(groups: ReadonlySet<number>, runIds: readonly string[]): Promise<number[]> {
   return (await look(groups, runIds)).members;
 }
@@ -84,29 +86,67 @@ async function look(groups: ReadonlySet<number>, runIds: readonly string[]): Pro
     const members = [...groups].filter((groupId) => signalGroup(groupId, 0)).map((groupId) => -groupId);
     return { members, unsure: [] };
   }
-  const markers = runIds.map((runId) => `${RUN_ID_VARIABLE}=${runId}\0`);
-  const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name));
   const seen: Look = { members: [], unsure: [] };
-  while (pids.length > 0) {
-    const some = pids.splice(0, AT_ONCE);
-    const kinds = await Promise.all(some.map((pid) => kindOf(pid, groups, markers)));
-    for (const [index, kind] of kinds.entries()) if (kind) seen[kind].push(Number(some[index]));
+  for (const { pid, groupId, named } of await lookAtAll()) {
+    if (groups.has(groupId) || named?.some((runId) => runIds.includes(runId))) seen.members.push(pid);
+    else if (!named) seen.unsure.push(pid);
   }
   return seen;
 }
 
-async function kindOf(pid: string, groups: ReadonlySet<number>, markers: string[]): Promise<keyof Look | undefined> {
+/** A process, and the runs that its environment names; nothing while it is being loaded, or ends, and shows none. */
+type Process = { pid: number; groupId: number; named: string[] | undefined };
+
+let next: Promise<Process[]> | undefined;
+let last: Promise<unknown> = Promise.resolve();
+
+/**
+ * One look serves all who ask before it begins: of many runs that end at once each would look by itself, and none would be
+ * done in time. One that has begun before somebody asks proves nothing to him.
+ */
+function lookAtAll(): Promise<Process[]> {
+  next ??= last.then(() => {
+    next = undefined;
+    const processes = readProcesses();
+    last = processes.catch(() => undefined);
+    return processes;
+  });
+  return next;
+}
+
+/** All processes that run; a zombie does not. */
+async function readProcesses(): Promise<Process[]> {
+  const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name));
+  const processes: Process[] = [];
+  while (pids.length > 0) {
+    const read = await Promise.all(pids.splice(0, AT_ONCE).map(readProcess));
+    processes.push(...read.filter((one) => one !== undefined));
+  }
+  return processes;
+}
+
+async function readProcess(pid: string): Promise<Process | undefined> {
   try {
     const [state, , group] = await statOf(pid);
     if (state === 'Z' || state === 'X') return undefined;
-    if (groups.has(Number(group))) return 'members';
-    if (group === '0') return undefined; // Of the kernel, or from outside of this container.
-    const environment = `${await readFile(`/proc/${pid}/environ`, 'latin1')}\0`;
-    if (environment === '\0') return (await hasNoEnvironment(pid)) ? undefined : 'unsure';
-    return markers.some((marker) => environment.includes(marker)) ? 'members' : undefined;
+    const found = { pid: Number(pid), groupId: Number(group) };
+    // Of the kernel, or from outside of this container.
+    if (found.groupId === 0) return undefined;
+    return { ...found, named: await runsNamedBy(pid) };
   } catch (error) {
     if (isTooManyFiles(error)) throw error;
-    return undefined; // It has ended, or is not ours to look at.
+    return undefined; // It has ended.
+  }
+}
+
+async function runsNamedBy(pid: string): Promise<string[] | undefined> {
+  try {
+    const environment = await readFile(`/proc/${pid}/environ`, 'latin1');
+    if (environment === '' && !(await hasNoEnvironment(pid))) return undefined;
+    return [...environment.matchAll(NAMED_RUN)].map(([, runId]) => runId as string);
+  } catch (error) {
+    if (isTooManyFiles(error)) throw error;
+    return []; // It has ended, or is not ours to look into.
   }
 }
 

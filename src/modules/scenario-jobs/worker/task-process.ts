@@ -191,14 +191,20 @@ export class TaskProcess {
       const source = this.child[stream];
       if (!source) continue;
       readLines(source, MAX_LINE, (line) => {
-        if (stream === 'stderr' && OUT_OF_MEMORY.test(line)) this.outOfMemory = true;
-        if (budget <= 0) return;
+        if (budget <= 0) return false;
         budget -= line.length + 1;
         this.options.onOutput(line, stream);
-        if (budget <= 0)
-          this.options.onOutput(`… the task has printed ${MAX_OUTPUT / 1024} KiB, the rest is dropped`, stream);
+        if (budget > 0) return;
+        this.options.onOutput(`… the task has printed ${MAX_OUTPUT / 1024} KiB, the rest is dropped`, stream);
+        return false;
       });
     }
+    // However much it has printed before.
+    let before = '';
+    this.child.stderr?.on('data', (chunk: string) => {
+      if (OUT_OF_MEMORY.test(before + chunk)) this.outOfMemory = true;
+      before = chunk.slice(-OUT_OF_MEMORY.source.length);
+    });
   }
 
   private send(message: ToTask): void {
