@@ -77,8 +77,8 @@ export class Database extends PrismaClient implements OnModuleInit, OnApplicatio
     await within(DISCONNECT_TIMEOUT_MS, 'disconnecting', this.$disconnect()).catch(() => undefined);
   }
 
-  /** Resolves when Postgres answers and has been migrated, else throws. */
+  /** Resolves when Postgres answers and has been migrated, else throws. It names what the newest migration has added. */
   async ping(): Promise<void> {
-    await this.$queryRaw`SELECT FROM scenario_jobs LIMIT 0`;
+    await this.$queryRaw`SELECT stop_token FROM scenario_jobs LIMIT 0`;
   }
 }

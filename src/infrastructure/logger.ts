@@ -1,7 +1,7 @@
 import { type LoggerService } from '@nestjs/common';
 import { type Logger, type LoggerOptions, pino } from 'pino';
 import { type Settings } from '../config/settings';
-import { gatheredLines } from './gathered-lines';
+import { logOutput } from './log-output';
 
 export type { Logger } from 'pino';
 
@@ -17,6 +17,8 @@ const PRETTY = {
 const ARGUMENTS = ['err', 'err.lastNodeError', 'err.aggregateErrors[*]'].map((error) => `${error}.command.args`);
 /** pg puts the connection that was lost into its error, with all that it consists of. */
 const CONNECTION = 'err.client';
+/** Postgres puts the row that it refuses into its error, with all that the caller sent. */
+const ROW = ['err.detail', 'err.cause.detail', 'err.meta.driverAdapterError.cause.detail'];
 
 /**
  * One logger for each process: JSON lines, each written at once or, where there are many, gathered; or coloured text
@@ -31,11 +33,11 @@ export function createLogger(
     level: settings.LOG_LEVEL,
     base: { service, pid: process.pid },
     timestamp: pino.stdTimeFunctions.isoTime,
-    redact: { paths: [...ARGUMENTS, CONNECTION], remove: true },
+    redact: { paths: [...ARGUMENTS, CONNECTION, ...ROW], remove: true },
     formatters: { level: (label) => ({ level: label }) },
   };
   if (settings.LOG_FORMAT === 'pretty') return pino(options, pino.transport(PRETTY));
-  return gathered ? pino(options, gatheredLines()) : pino(options);
+  return pino(options, logOutput({ gathered }));
 }
 
 /** Lets Nest's own messages go where ours go. Its chatter about modules and routes is for debugging. */

@@ -1,3 +1,4 @@
+import { connect } from 'node:net';
 import { eventually } from '../support/eventually';
 import { parseAnswer, parseAnswers, rawHttp } from '../support/raw-http';
 import { TestSystem } from '../support/test-system';
@@ -91,6 +92,21 @@ describe('every error is in the envelope', () => {
   });
 });
 
+describe('a tunnel that is asked for', () => {
+  it('ends nothing when its caller breaks off', async () => {
+    for (let times = 0; times < 20; times++) {
+      await new Promise<void>((closed) => {
+        const { hostname, port } = new URL(system.api.url!);
+        const socket = connect(Number(port), hostname, () => socket.write('CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n'));
+        socket.once('data', () => socket.resetAndDestroy());
+        socket.on('close', () => closed());
+      });
+    }
+    expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
+    expect(system.api.exit).toBeUndefined();
+  });
+});
+
 describe('a connection that asks for another protocol', () => {
   it('is closed after the answer: no next request can be read on it', async () => {
     const upgrade = 'GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n';
@@ -177,9 +193,28 @@ describe('the log', () => {
     expect((await system.apiLog()).map(({ msg }) => msg)).not.toContain('postgres unavailable');
   });
 
-  it('never has what callers send', async () => {
-    await system.create('quick', { context: 'private context', user_email: 'private@example.com' });
-    expect(JSON.stringify(await system.apiLog())).not.toMatch(/private/);
+  it('never has what callers send, nor what tasks make', async () => {
+    const fields = { context: 'private context', user_email: 'private@example.com' };
+    await system.create('quick', fields);
+    // Postgres tells the row that it refuses.
+    await system.pool.query(
+      `ALTER TABLE scenario_jobs ADD CONSTRAINT refuse CHECK (context NOT LIKE 'private%') NOT VALID`,
+    );
+    await system.pool.query(`ALTER TABLE scenarios ADD CONSTRAINT refuse CHECK (name <> 'Quick scenario') NOT VALID`);
+    try {
+      const body = JSON.stringify({ prompt: 'quick', ...fields });
+      const headers = { 'content-type': 'application/json', 'x-request-id': 'r-refused' };
+      expect((await system.request('POST', '', { headers, body })).status).toBe(500);
+      const { id } = await system.create('quick');
+      await system.workers[0]!.untilLogged('run could not be carried through, will try again', id);
+      await system.cancel(id);
+    } finally {
+      await system.pool.query('ALTER TABLE scenario_jobs DROP CONSTRAINT refuse');
+      await system.pool.query('ALTER TABLE scenarios DROP CONSTRAINT refuse');
+    }
+    const logs = [await system.apiLog(), system.workers[0]!.logs].map((log) => JSON.stringify(log));
+    expect(logs[0]).toMatch(/r-refused/);
+    for (const log of logs) expect(log).not.toMatch(/private|Quick scenario|persona/);
   });
 });
 
@@ -248,15 +283,19 @@ describe('metrics and health', () => {
   });
 
   it('neither is before the database has been migrated', async () => {
-    await system.pool.query('ALTER TABLE scenario_jobs RENAME TO not_yet');
-    for (const url of [system.api.url, system.workers[0]!.url]) {
-      const ready = await fetch(`${url}/readyz`);
-      expect({ status: ready.status, body: await ready.json() }).toMatchObject({
-        status: 503,
-        body: { error: { code: 'service_unavailable', message: expect.stringContaining('has not been migrated') } },
-      });
+    // As before the newest migration.
+    await system.pool.query('ALTER TABLE scenario_jobs RENAME stop_token TO not_yet');
+    try {
+      for (const url of [system.api.url, system.workers[0]!.url]) {
+        const ready = await fetch(`${url}/readyz`);
+        expect({ status: ready.status, body: await ready.json() }).toMatchObject({
+          status: 503,
+          body: { error: { code: 'service_unavailable', message: expect.stringContaining('has not been migrated') } },
+        });
+      }
+    } finally {
+      await system.pool.query('ALTER TABLE scenario_jobs RENAME not_yet TO stop_token');
     }
-    await system.pool.query('ALTER TABLE not_yet RENAME TO scenario_jobs');
     expect((await fetch(`${system.api.url}/readyz`)).status).toBe(200);
   });
 });

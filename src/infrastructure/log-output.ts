@@ -10,12 +10,16 @@ const MOST_MS = 100;
 const LAST_LINES_MS = 2000;
 
 /**
- * Standard output for a log of many lines: written to once there is a page of them, or they are a tenth of a second
- * old. Nobody waits for a reader that is slow, only the end of the process, for a moment. What is left at a fatal line
- * is written at once; a process that is killed loses it. pino's own buffer never lets a process end whose output
- * nobody reads any more.
+ * Standard output for a log. Each line is written at once; or, where there are many, `gathered`: once there is a page of
+ * them, or they are a tenth of a second old. Nobody waits for a reader that is slow, only the end of the process, for a
+ * moment. What is left at a fatal line is written at once; a process that is killed loses it. pino's own buffer never
+ * lets a process end whose output nobody reads any more, and without one pino flushes nothing.
  */
-export function gatheredLines(): DestinationStream & { flush(done: () => void): void; flushSync(): void } {
+export function logOutput({
+  gathered,
+}: {
+  gathered: boolean;
+}): DestinationStream & { flush(done: () => void): void; flushSync(): void } {
   // What comes while that much waits for a reader is dropped.
   const output = pino.destination({ dest: STDOUT, sync: false, maxLength: 16 * 1024 * 1024 });
   let lines = '';
@@ -34,12 +38,12 @@ export function gatheredLines(): DestinationStream & { flush(done: () => void): 
       // Nobody reads any more.
     }
   };
-  setInterval(write, MOST_MS).unref();
+  if (gathered) setInterval(write, MOST_MS).unref();
   process.on('exit', writeNow);
   return {
     write(line) {
       lines += line;
-      if (lines.length >= PAGE_LENGTH) write();
+      if (!gathered || lines.length >= PAGE_LENGTH) write();
     },
     flush(done) {
       // An empty text goes the same way, so that there is an end to wait for.
