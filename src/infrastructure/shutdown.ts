@@ -1,7 +1,10 @@
+import { constants } from 'node:os';
 import { type INestApplication } from '@nestjs/common';
 import { type Logger } from './logger';
 
 const SIGNALS = ['SIGINT', 'SIGTERM'] as const;
+/** The first process of a container is not ended by its own signal. */
+const SIGNAL_MS = 100;
 
 /**
  * The first signal ends the process gently: Nest closes the application, every part in its turn. A second one
@@ -11,7 +14,10 @@ export function closeOnSignal(app: INestApplication, logger: Logger): void {
   let closing = false;
   const end = (signal: NodeJS.Signals) => {
     for (const each of SIGNALS) process.removeAllListeners(each);
-    logger.flush(() => process.kill(process.pid, signal));
+    logger.flush(() => {
+      process.kill(process.pid, signal);
+      setTimeout(() => process.exit(128 + constants.signals[signal]), SIGNAL_MS);
+    });
   };
   const onSignal = (signal: NodeJS.Signals) => {
     if (closing) {

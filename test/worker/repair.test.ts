@@ -89,14 +89,18 @@ describe('what the queue forgets, the rows know', () => {
     await eventually('the other one runs again', async () => (await system.row(lost.job.id)).attempt === 2);
   });
 
-  it('a doorbell that Redis refuses ends no worker', async () => {
+  it('a doorbell that Redis refuses ends no worker, and is heard once Redis refuses it no more', async () => {
     const { job } = await system.createRunning('cooperative');
     await redis.command('ACL', 'SETUSER', 'default', 'resetchannels');
     await redis.command('CLIENT', 'KILL', 'TYPE', 'pubsub');
-    await system.workers[0]!.untilLogged('doorbell could not be subscribed to');
+    await system.workers[0]!.untilLogged('doorbell could not be subscribed to, will try again');
     expect((await system.cancel(job.id)).status).toBe(200);
     await system.untilStopped(job.id);
     expect(system.workers[0]!.exit).toBeUndefined();
+    await redis.command('ACL', 'SETUSER', 'default', 'allchannels');
+    await eventually('it is subscribed', async () =>
+      String(await redis.command('PUBSUB', 'CHANNELS')).includes(':cancel:'),
+    );
   });
 
   it('a job that was created while Redis was away runs when it is back', async () => {

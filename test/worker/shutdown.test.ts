@@ -64,6 +64,17 @@ describe('a worker that is told to end', () => {
   });
 });
 
+describe('a worker that is told to end when a result is there', () => {
+  it('records it, although its process has not ended yet', async () => {
+    const system = await TestSystem.start({ settings: { DRAIN_MS: '0' } });
+    const { job } = await system.createRunning('lingering');
+    await system.untilTaskSays(job.id, 'lingers');
+    await system.workers[0]!.stop();
+    expect((await system.get(job.id)).status).toBe('completed');
+    await system.stop();
+  });
+});
+
 describe('a process that is told to end while Redis is', () => {
   it.each(['frozen', 'gone'] as const)('%s: ends all the same, and leaves no task', async (fate) => {
     const redis = await OwnRedis.start();
@@ -110,17 +121,19 @@ describe('a worker that is told to end while Postgres is away', () => {
   });
 });
 
-describe('the log of an api that is told to end', () => {
+describe('the log of a process that is told to end', () => {
   let system: TestSystem;
   afterEach(() => system.stop());
 
   it('is written to its last line', async () => {
-    system = await TestSystem.start({ workers: 0 });
-    await fetch(`${system.api.url}/livez`, { headers: { 'x-request-id': 'r-last' } });
-    system.api.signal('SIGTERM');
-    await system.api.ended();
-    await system.api.untilLogged('shut down');
-    expect(system.api.logs.map(({ requestId }) => requestId)).toContain('r-last');
+    system = await TestSystem.start();
+    for (const process of [system.api, system.workers[0]!]) {
+      await fetch(`${process.url}/livez`, { headers: { 'x-request-id': 'r-last' } });
+      process.signal('SIGTERM');
+      await process.ended();
+      await process.untilLogged('shut down');
+      expect(process.logs.map(({ requestId }) => requestId)).toContain('r-last');
+    }
   });
 
   it('does not hold it back when nobody reads any more', async () => {
@@ -128,6 +141,16 @@ describe('the log of an api that is told to end', () => {
     system.api.stopReading();
     system.api.signal('SIGTERM');
     expect(await system.api.ended()).toEqual({ code: null, signal: 'SIGTERM' });
+  });
+});
+
+describe('a worker that counts as lost too soon', () => {
+  it('says so', async () => {
+    const system = await TestSystem.start({ settings: { STOP_ACK_MS: '1000', STOP_GRACE_MS: '5000' } });
+    expect(system.workers[0]!.logs.map(({ msg }) => msg)).not.toContainEqual(expect.stringMatching(/^WORKER_LOST_MS/));
+    const worker = await system.startWorker({ WORKER_LOST_MS: '70000' });
+    await worker.untilLogged('WORKER_LOST_MS is short: a job may be run again while a lost worker still runs it');
+    await system.stop();
   });
 });
 

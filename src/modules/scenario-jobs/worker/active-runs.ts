@@ -34,9 +34,13 @@ export class ActiveRun {
     return this.process?.ended ?? Promise.resolve();
   }
 
-  /** Stops the run. The first reason counts. False when it is being stopped already. */
+  /**
+   * Stops the run. The first reason counts. False when it is being stopped already, or when its result is there and
+   * the reason is only one of time: then it was in time.
+   */
   stop(reason: StopReason): boolean {
     if (this.reason) return false;
+    if ((reason === 'timeout' || reason === 'interrupted') && this.process?.hasEnded) return false;
     this.reason = reason;
     this.process?.stop(reason);
     return true;

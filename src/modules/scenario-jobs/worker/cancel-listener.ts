@@ -24,6 +24,8 @@ export class CancelListener {
   private subscription: RedisConnection | undefined;
   private timer: NodeJS.Timeout | undefined;
   private stopped = false;
+  /** Whether the newest connection is not subscribed, for Redis has refused it. */
+  private deaf = false;
   private lastAnswer = performance.now();
   private asking: Promise<void> | undefined;
   private repairing: Promise<void> | undefined;
@@ -38,25 +40,21 @@ export class CancelListener {
     @Inject(LOGGER) private readonly logger: Logger,
   ) {}
 
-  start(): void {
+  /** Resolves when Postgres has been asked for the first time, and so knows that this worker lives. */
+  async start(): Promise<void> {
     const subscription = connectPatiently(this.settings, this.logger, 'doorbell', {
       silenceMs: DEAF_MS,
       sharded: true,
     });
     this.subscription = subscription;
     // Again with each new connection.
-    subscription.on('ready', () => {
-      listenAt(subscription, cancelChannel(this.settings, this.workerId)).then(
-        () => this.ask('resubscribe'),
-        (error: unknown) => this.logger.warn({ err: error }, 'doorbell could not be subscribed to'),
-      );
-    });
+    subscription.on('ready', () => void this.listen(subscription));
     // On a cluster the subscription is a connection of its own, which moves with the slot.
     subscription.on('subscribersReady', () => void this.ask('resubscribe'));
     for (const event of ['message', 'smessage'] as const) {
       subscription.on(event, (_channel: string, message: string) => this.hear(message));
     }
-    this.poll();
+    await this.poll();
   }
 
   async stop(): Promise<void> {
@@ -67,6 +65,18 @@ export class CancelListener {
     await this.repairing;
   }
 
+  private async listen(subscription: RedisConnection): Promise<void> {
+    try {
+      await listenAt(subscription, cancelChannel(this.settings, this.workerId));
+    } catch (error) {
+      if (!this.deaf) this.logger.warn({ err: error }, 'doorbell could not be subscribed to, will try again');
+      this.deaf = true;
+      return;
+    }
+    this.deaf = false;
+    await this.ask('resubscribe');
+  }
+
   private hear(message: string): void {
     const told = parseMessage(message);
     const run = told && this.runs.get(told.runId);
@@ -75,12 +85,15 @@ export class CancelListener {
     } else void this.ask('doorbell');
   }
 
-  private poll(): void {
-    // Nothing comes on a subscription for hours: only an answer tells that it is still there.
-    if (this.subscription?.status === 'ready') this.subscription.ping().catch(() => undefined);
-    void this.ask('poll');
+  private poll(): Promise<void> {
+    if (this.subscription?.status === 'ready') {
+      if (this.deaf) void this.listen(this.subscription);
+      // Nothing comes on a subscription for hours: only an answer tells that it is still there.
+      else this.subscription.ping().catch(() => undefined);
+    }
     // Whatever the answer: doorbells that come without end may not hold back the next sign of life.
-    this.timer = setTimeout(() => this.poll(), this.settings.CANCEL_POLL_MS);
+    this.timer = setTimeout(() => void this.poll(), this.settings.CANCEL_POLL_MS);
+    return this.ask('poll');
   }
 
   /** One question at a time. Whatever comes in while one is under way is answered by one more after it. */

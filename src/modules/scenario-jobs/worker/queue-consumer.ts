@@ -34,6 +34,7 @@ class PatientWorker extends Worker {
 @Injectable()
 export class QueueConsumer {
   private worker: Worker | undefined;
+  private connection: RedisConnection | undefined;
   private paused = false;
   private readonly warn = atMostEvery<Error>(WARN_EVERY_MS, (error) =>
     this.logger.warn({ err: error }, 'queue error, will try again'),
@@ -48,22 +49,22 @@ export class QueueConsumer {
   /** Until it takes jobs, or is told to end. BullMQ never recovers from a first question that Redis refuses. */
   async start(): Promise<void> {
     while (!this.paused) {
-      const connection = connectPatiently(this.settings, this.logger, 'queue');
-      const worker = this.open(connection);
+      const worker = this.open();
       try {
         await worker.waitUntilReady();
         return void worker.run().catch((error: Error) => this.warn.take(error));
       } catch (error) {
         this.warn.take(error as Error);
-        // Its own connections BullMQ ends, ours it leaves alone.
-        void worker.close(true).finally(() => connection.disconnect());
+        await this.close(true);
         await sleep(QUEUE_RETRY_MS);
       }
     }
   }
 
-  private open(connection: RedisConnection): Worker {
+  private open(): Worker {
     const { settings } = this;
+    const connection = connectPatiently(settings, this.logger, 'queue');
+    this.connection = connection;
     this.worker = new PatientWorker(QUEUE_NAME, (job, token) => this.process(job, token as string), {
       autorun: false,
       connection,
@@ -89,12 +90,19 @@ export class QueueConsumer {
     await this.worker?.pause(true);
   }
 
-  /** Ends the connections. BullMQ would wait without a limit for a Redis that is away, and nothing depends on it. */
   async stop(): Promise<void> {
-    if (!this.worker) return;
-    await within(CLOSE_LIMIT_MS, 'closing the queue', this.worker.close()).catch((error: unknown) =>
+    await this.close(false);
+  }
+
+  /** Ends the connections. BullMQ would wait without a limit for a Redis that is away, and nothing depends on it. */
+  private async close(force: boolean): Promise<void> {
+    const { worker, connection } = this;
+    if (!worker) return;
+    await within(CLOSE_LIMIT_MS, 'closing the queue', worker.close(force)).catch((error: unknown) =>
       this.logger.warn({ err: error }, 'left the queue without its answer'),
     );
+    // Its own connections BullMQ ends, ours it leaves alone.
+    connection?.disconnect();
   }
 
   private async process(job: Job, token: string): Promise<void> {

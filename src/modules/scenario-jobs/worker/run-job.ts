@@ -118,8 +118,7 @@ export class RunJob {
     run.attach(task);
     logger.info({ to: 'processing', attempt: job.attempt, taskPid: task.tree.groupId }, 'run began');
     // A result that is there and not yet read was in time.
-    const stopLate = () => task.hasEnded || run.stop('timeout');
-    const timeout = setTimeout(() => setImmediate(stopLate), settings.TASK_TIMEOUT_MS);
+    const timeout = setTimeout(() => setImmediate(() => run.stop('timeout')), settings.TASK_TIMEOUT_MS);
     try {
       const { end, how } = await task.ended;
       const frozen = this.watchdog.hasKilled(run.runId);

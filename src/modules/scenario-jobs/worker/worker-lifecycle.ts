@@ -39,9 +39,9 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
     if (this.ending) return; // Told to end while it was starting.
     this.warnOfOverlap();
     this.watchdog.start();
-    this.listener.start();
     this.reconciler.start();
-    void this.consumer.start();
+    // A run that begins before its worker's first sign of life could be taken for one whose worker is lost.
+    void this.listener.start().then(() => this.consumer.start());
   }
 
   private warnOfOverlap(): void {
