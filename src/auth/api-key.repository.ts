@@ -81,10 +81,14 @@ export class ApiKeyRepository {
   }
 
   /**
-   * Makes a key with the name, the workspace and the expiry of another, which ends at `oldEndsAt`. Nothing when
-   * there is no such key that still works, or another has taken its place before.
+   * Makes a key with the name and the workspace of another, which ends at `oldEndsAt`. It expires when it is told, or else
+   * when that one would have. Nothing when there is no such key that still works, or another has taken its place before.
    */
-  async rotate(id: string, oldEndsAt: Date): Promise<{ id: string; key: string } | undefined> {
+  async rotate(
+    id: string,
+    oldEndsAt: Date,
+    newExpiresAt?: Date,
+  ): Promise<{ id: string; key: string; expiresAt: Date | null } | undefined> {
     const now = new Date();
     const ends = oldEndsAt <= now ? { revokedAt: now } : { expiresAt: oldEndsAt };
     return this.database.$transaction(async (transaction) => {
@@ -95,7 +99,9 @@ export class ApiKeyRepository {
         where: { id, rotatedAt: null, revokedAt: null, OR: [{ expiresAt: null }, { expiresAt: { gt: now } }] },
         data: { rotatedAt: now, ...(!endsSooner && ends) },
       });
-      return count > 0 ? insertKey(transaction, old.workspaceId, old.name, old.expiresAt) : undefined;
+      if (count === 0) return undefined;
+      const expiresAt = newExpiresAt ?? old.expiresAt;
+      return { ...(await insertKey(transaction, old.workspaceId, old.name, expiresAt)), expiresAt };
     });
   }
 }

@@ -14,8 +14,9 @@ Commands
   list [--workspace <slug>]
                           Lists keys: id, workspace, name, state, times. Never the keys themselves.
   revoke <key-id>         Ends a key at once.
-  rotate <key-id> [--overlap <time>]
+  rotate <key-id> [--overlap <time>] [--expires <time>]
                           Makes a key like this one and prints it. The old one ends at once, or after the overlap.
+                          The new one expires when the old one would have, or after the time given.
 
 A time is a number and a unit: 30m, 12h, 90d. DATABASE_URL names the database.
 A key is printed alone on standard output; everything else goes to standard error.
@@ -80,12 +81,17 @@ const COMMANDS: Record<string, Command> = {
     },
   },
   rotate: {
-    options: ['overlap'],
+    options: ['overlap', 'expires'],
     takesId: true,
-    async run(keys, { overlap }, id) {
-      const created = await keys.rotate(id, overlap === undefined ? new Date() : after(overlap, '--overlap'));
+    async run(keys, { overlap, expires }, id) {
+      const created = await keys.rotate(
+        id,
+        overlap === undefined ? new Date() : after(overlap, '--overlap'),
+        expires === undefined ? undefined : after(expires, '--expires'),
+      );
       if (!created) throw new Failed(`There is no key ${id}, or it is revoked, expired or rotated already`);
-      note(`Key ${created.id} takes the place of ${id}:`);
+      const until = created.expiresAt ? ` until ${created.expiresAt.toISOString()}` : '';
+      note(`Key ${created.id} takes the place of ${id}${until}:`);
       print(created.key);
     },
   },

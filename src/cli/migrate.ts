@@ -1,7 +1,8 @@
 import { hash, randomUUID } from 'node:crypto';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Client } from 'pg';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Client, DatabaseError } from 'pg';
 import { SETTINGS } from '../config/settings';
 
 /**
@@ -13,6 +14,16 @@ import { SETTINGS } from '../config/settings';
 /** The lock that Prisma's own engine takes. */
 const PRISMA_LOCK = 72707369;
 const MIGRATIONS = join(__dirname, '..', '..', 'prisma', 'migrations');
+
+/**
+ * How long a migration waits for a table that somebody reads. Meanwhile every other statement on the table waits behind it,
+ * those of the running service, too: no longer than they have the patience for.
+ */
+const LOCK_MS = 2000;
+/** So long after that, it tries again. */
+const PAUSE_MS = 3000;
+const LOCK_TRIES = 60;
+const LOCK_NOT_AVAILABLE = '55P03';
 
 /** As Prisma creates it. */
 const BOOKS = `CREATE TABLE IF NOT EXISTS _prisma_migrations (
@@ -29,8 +40,9 @@ const BOOKS = `CREATE TABLE IF NOT EXISTS _prisma_migrations (
 const HELP = `Usage: npm run migrate
 
 Applies the migrations in prisma/migrations that the database does not have yet, each in a transaction of its
-own. Several at once wait for each other. Those of a later version are left as they are. The database must exist;
-DATABASE_URL names it.
+own. Several at once wait for each other. Those of a later version are left as they are. A table that somebody
+reads for long, a backup for one, is waited for in short turns, for five minutes, and the service goes on
+meanwhile. The database must exist; DATABASE_URL names it, directly and not through a pooler.
 
 Exit codes: 0 applied or nothing to do, 1 failed, 2 wrong usage.
 `;
@@ -56,13 +68,15 @@ async function main(args: string[]): Promise<number> {
     // Refuses what is wrong within the URL.
     client = new Client({ connectionString: url.data, connectionTimeoutMillis: 10_000 });
     await client.connect();
+    // Whatever the role has: another migration, or this one, may take long.
+    await client.query('SET statement_timeout = 0; SET lock_timeout = 0');
     await client.query('SELECT pg_advisory_lock($1)', [PRISMA_LOCK]);
     await client.query(BOOKS);
     const { rows } = await client.query<Applied>(
       'SELECT migration_name, checksum, finished_at FROM _prisma_migrations WHERE rolled_back_at IS NULL',
     );
     const pending = findPending(rows);
-    for (const migration of pending) await apply(client, migration);
+    for (const migration of pending) await applyPatiently(client, migration);
     process.stdout.write(`${pending.length} migration(s) applied, ${rows.length} were there before\n`);
     return 0;
   } catch (error) {
@@ -100,9 +114,27 @@ function findPending(applied: Applied[]): Migration[] {
   return migrations.filter(({ name }) => !applied.some((row) => row.migration_name === name));
 }
 
+async function applyPatiently(client: Client, migration: Migration): Promise<void> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await apply(client, migration);
+    } catch (error) {
+      const isLocked = error instanceof DatabaseError && error.code === LOCK_NOT_AVAILABLE;
+      if (!isLocked || tries === LOCK_TRIES) {
+        throw new Error(`${migration.name}: ${error instanceof Error ? error.message : String(error)}`, {
+          cause: error,
+        });
+      }
+      process.stderr.write(`${migration.name} waits: somebody else uses a table that it changes\n`);
+      await sleep(PAUSE_MS);
+    }
+  }
+}
+
 async function apply(client: Client, { name, sql, checksum }: Migration): Promise<void> {
   await client.query('BEGIN');
   try {
+    await client.query(`SET LOCAL lock_timeout = ${LOCK_MS}`);
     await client.query(sql);
     await client.query(
       `INSERT INTO _prisma_migrations (id, checksum, finished_at, migration_name, applied_steps_count)
@@ -112,7 +144,7 @@ async function apply(client: Client, { name, sql, checksum }: Migration): Promis
     await client.query('COMMIT');
   } catch (error) {
     await client.query('ROLLBACK');
-    throw new Error(`${name}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
+    throw error;
   }
   process.stdout.write(`applied ${name}\n`);
 }

@@ -2,7 +2,8 @@ import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { DIST } from '../support/service-process';
+import { eventually } from '../support/eventually';
+import { DIST, ServiceProcess } from '../support/service-process';
 import { TestSystem } from '../support/test-system';
 
 const HOUR_MS = 3_600_000;
@@ -119,6 +120,15 @@ describe('api-key', () => {
     expect(await works(key)).toBe(true);
   });
 
+  it('rotate renews a key that expires, when it is told for how long', () => {
+    keys('create', '--workspace', 'acme', '--name', 'renewed', '--expires', '30m');
+    const [before] = listed('renewed');
+    const { err } = keys('rotate', before!.id, '--expires', '90d');
+    const created = listed('renewed').at(-1)!;
+    expect(created.expires - before!.expires).toBeGreaterThan(89 * 24 * HOUR_MS);
+    expect(err).toContain(` until ${new Date(created.expires).toISOString()}:`);
+  });
+
   it('rotate never lets the old key live longer', () => {
     keys('create', '--workspace', 'acme', '--name', 'short', '--expires', '30m');
     const [before] = listed('short');
@@ -196,6 +206,34 @@ describe('migrate', () => {
   it('changes nothing when everything is applied', () => {
     const out = `0 migration(s) applied, ${migrations.length} were there before`;
     expect(run('migrate', [])).toMatchObject({ status: 0, out });
+  });
+
+  it('lets the service go on while it waits for somebody who reads a table', async () => {
+    await system.pool.query('ALTER TABLE scenario_jobs DROP COLUMN stop_token');
+    await system.pool.query('DELETE FROM _prisma_migrations WHERE migration_name = $1', [migrations.at(-1)]);
+    const reader = await system.pool.connect();
+    await reader.query('BEGIN; SELECT count(*) FROM scenario_jobs');
+    // A limit for statements, as operators are told to set one for the role, is none for a migration.
+    const url = new URL(system.settings.DATABASE_URL!);
+    url.searchParams.set('options', '-c statement_timeout=1s');
+    const migrate = ServiceProcess.runToEnd('cli/migrate.js', { DATABASE_URL: url.href });
+    try {
+      await eventually('it waits', async () => {
+        const { rows } = await system.pool.query(
+          `SELECT FROM pg_stat_activity WHERE query LIKE '%stop_token%' AND wait_event_type = 'Lock'`,
+        );
+        return rows.length > 0;
+      });
+      // Behind the migration, until that gives up.
+      await system.pool.query('SELECT FROM scenario_jobs LIMIT 1');
+    } finally {
+      await reader.query('COMMIT');
+      reader.release();
+    }
+    const { exit, printed } = await migrate;
+    expect(exit).toEqual({ code: 0, signal: null });
+    expect(printed).toContain(`applied ${migrations.at(-1)}`);
+    expect(printed).toContain(`${migrations.at(-1)} waits: somebody else uses a table that it changes`);
   });
 
   it('keeps the books of Prisma', async () => {
