@@ -75,7 +75,13 @@ export const SETTINGS = {
     .regex(/^[\w{}.-]{1,64}$/, 'must be 1 to 64 letters, digits or any of _ - . { }')
     .default('{scenario-jobs}')
     .describe('Put before every Redis key; the braces keep the keys on one node of a Redis Cluster.'),
-  HOST: z.string().min(1).default('0.0.0.0').describe('Address that the processes listen on.'),
+  HOST: z
+    .string()
+    .min(1)
+    // Of its two addresses one: for the other, Fastify opens a second server that knows nothing of what we set.
+    .transform((host) => (host === 'localhost' ? '127.0.0.1' : host))
+    .default('0.0.0.0')
+    .describe('Address that the processes listen on.'),
   PORT: count(3000, 65535, 'Port of the api; 0 takes any free one.', 0),
   WORKER_PORT: count(3001, 65535, "Port of a worker's health and metrics; 0 takes any free one.", 0),
   LOG_LEVEL: oneOf(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'])
