@@ -220,7 +220,7 @@ describe('a worker that must stop its tasks, for it cannot ask Postgres', () => 
   it('keeps the result of a task that has ended before, and records it', async () => {
     const { proxy, system } = await startBehindProxy('worker', { BLIND_MS: '6000' });
     try {
-      const { job } = await system.createRunning('slow 5000');
+      const { job } = await system.createRunning('slow 2000');
       await proxy.refuse();
       const [worker] = system.workers;
       await worker!.untilLogged('task ended', job.id);

@@ -36,13 +36,18 @@ export class ServiceProcess {
   /** Starts it and waits until it listens. */
   static async start(entry: 'main.api.js' | 'main.worker.js', environment: Record<string, string>) {
     const started = new ServiceProcess(entry, environment);
-    await eventually(`${entry} listens`, () => {
-      if (started.child.exitCode !== null) {
-        throw new Error(`${entry} ended: ${started.printed.join('\n')} ${JSON.stringify(started.logs.at(-1))}`);
-      }
-      return started.url !== undefined;
-    });
-    return started;
+    try {
+      await eventually(`${entry} listens`, () => {
+        if (started.child.exitCode !== null) {
+          throw new Error(`${entry} ended: ${started.printed.join('\n')} ${JSON.stringify(started.logs.at(-1))}`);
+        }
+        return started.url !== undefined;
+      });
+      return started;
+    } catch (error) {
+      started.signal('SIGKILL');
+      throw error;
+    }
   }
 
   /** Starts it, and waits until it ends by itself. */

@@ -52,6 +52,17 @@ describe('cancelling a job', () => {
     expect(await system.get(job.id)).toEqual(body);
   });
 
+  it.each(['spin', 'blocked'])('gives no grace to a task that does not acknowledge: %s', async (species) => {
+    const patient = await TestSystem.start({ settings: { STOP_ACK_MS: '400', STOP_GRACE_MS: '3600000' } });
+    try {
+      const { job } = await patient.createRunning(species);
+      await patient.cancel(job.id);
+      expect(await patient.untilStopped(job.id)).toMatchObject({ stopped_how: 'terminated' });
+    } finally {
+      await patient.stop();
+    }
+  });
+
   it('tells the task why it is stopped', async () => {
     const { job } = await system.createRunning('curious');
     await system.cancel(job.id);
