@@ -18,6 +18,11 @@ describe('settings', () => {
     expect(parseSettings(REQUIRED)).toMatchObject({ PORT: 3000, WORKER_CONCURRENCY: 4, LOG_LEVEL: 'info' });
   });
 
+  it('take of the two addresses of localhost one', () => {
+    expect(parseSettings({ ...REQUIRED, HOST: 'localhost' }).HOST).toBe('127.0.0.1');
+    expect(parseSettings({ ...REQUIRED, HOST: '::1' }).HOST).toBe('::1');
+  });
+
   it('take a variable that is set to nothing for one that is not set', () => {
     expect(parseSettings({ ...REQUIRED, PORT: '', SCENARIO_TASK: '' })).toMatchObject({
       PORT: 3000,
