@@ -282,9 +282,15 @@ describe('metrics and health', () => {
     }
   });
 
-  it('neither is before the database has been migrated', async () => {
-    // As before the newest migration.
-    await system.pool.query('ALTER TABLE scenario_jobs RENAME stop_token TO not_yet');
+  it.each([
+    ['been migrated', 'scenario_jobs RENAME TO not_yet', 'not_yet RENAME TO scenario_jobs'],
+    [
+      'the newest migration',
+      'scenario_jobs RENAME stop_token TO not_yet',
+      'scenario_jobs RENAME not_yet TO stop_token',
+    ],
+  ])('neither is before the database has %s', async (_what, takeAway, giveBack) => {
+    await system.pool.query(`ALTER TABLE ${takeAway}`);
     try {
       for (const url of [system.api.url, system.workers[0]!.url]) {
         const ready = await fetch(`${url}/readyz`);
@@ -294,7 +300,7 @@ describe('metrics and health', () => {
         });
       }
     } finally {
-      await system.pool.query('ALTER TABLE scenario_jobs RENAME not_yet TO stop_token');
+      await system.pool.query(`ALTER TABLE ${giveBack}`);
     }
     expect((await fetch(`${system.api.url}/readyz`)).status).toBe(200);
   });

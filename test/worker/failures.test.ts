@@ -131,6 +131,7 @@ describe('a task that goes wrong', () => {
     expect(environment).toMatchObject({ ALLOWED: 'yes' });
     // All that the worker of this test has and a task may.
     expect(Object.keys(environment).sort()).toEqual(['ALLOWED', 'PATH', 'SCENARIO_RUN_ID']);
+    expect(JSON.stringify(environment)).not.toMatch(/postgres:|redis:/);
   });
 
   it('inherits no connection to Postgres or Redis', async () => {

@@ -55,7 +55,7 @@ export class QueueConsumer {
         return void worker.run().catch((error: Error) => this.warn.take(error));
       } catch (error) {
         this.warn.take(error as Error);
-        await this.close(true);
+        await this.stop({ force: true });
         await sleep(QUEUE_RETRY_MS);
       }
     }
@@ -90,12 +90,8 @@ export class QueueConsumer {
     await this.worker?.pause(true);
   }
 
-  async stop(): Promise<void> {
-    await this.close(false);
-  }
-
   /** Ends the connections. BullMQ would wait without a limit for a Redis that is away, and nothing depends on it. */
-  private async close(force: boolean): Promise<void> {
+  async stop({ force = false } = {}): Promise<void> {
     const { worker, connection } = this;
     if (!worker) return;
     await within(CLOSE_LIMIT_MS, 'closing the queue', worker.close(force)).catch((error: unknown) =>
