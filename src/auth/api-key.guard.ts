@@ -28,7 +28,11 @@ export class ApiKeyGuard implements CanActivate {
     const key = headers.length === 1 ? parseAuthorization(headers[0]) : undefined;
     if (!key) throw invalidKey(headers.length === 0 ? '' : INVALID_TOKEN);
     const hash = hashApiKey(key);
-    request.presentedKey = { hash, identify: () => this.identify(request, hash) };
+    request.presentedKey = {
+      hash,
+      identify: () => this.identify(request, hash),
+      isOf: (caller) => void (request.caller = caller),
+    };
     if (!this.reflector.get(LooksUpKey, context.getHandler())) await request.presentedKey.identify();
     return true;
   }

@@ -67,6 +67,8 @@ async function main(args: string[]): Promise<number> {
   try {
     // Refuses what is wrong within the URL.
     client = new Client({ connectionString: url.data, connectionTimeoutMillis: 10_000 });
+    // A connection that is lost fails the statement that is under way, or the next one.
+    client.on('error', () => undefined);
     await client.connect();
     // Whatever the role has: another migration, or this one, may take long.
     await client.query('SET statement_timeout = 0; SET lock_timeout = 0');
@@ -143,7 +145,8 @@ async function apply(client: Client, { name, sql, checksum }: Migration): Promis
     );
     await client.query('COMMIT');
   } catch (error) {
-    await client.query('ROLLBACK');
+    // Without a connection there is nothing to take back.
+    await client.query('ROLLBACK').catch(() => undefined);
     throw error;
   }
   process.stdout.write(`applied ${name}\n`);

@@ -28,10 +28,12 @@ export class ErrorFilter implements ExceptionFilter {
 
 /** Nest found no handler: the path may exist under other methods. */
 function unknownRoute(request: FastifyRequest): ApiError {
-  const where = `${request.method} ${request.url.split('?', 1)[0]}`;
-  const allowed = request.allowedMethods();
+  const { method, server } = request;
+  const [url = ''] = request.url.split('?', 1);
+  const where = `${method} ${url}`;
+  const allowed = server.supportedMethods.filter((one) => server.findRoute({ method: one, url }));
   // What serves /docs throws the same for a file that it does not have.
-  if (allowed.length === 0 || allowed.includes(request.method)) {
+  if (allowed.length === 0 || allowed.includes(method)) {
     return new ApiError('route_not_found', `Route not found: ${where}`);
   }
   return new ApiError('method_not_allowed', `Method not allowed: ${where}`, { allow: allowed.join(', ') });

@@ -73,16 +73,6 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   // An expectation that Node does not know is ignored; it would be refused in words that are not ours.
   server.on('checkExpectation', (request, response) => server.emit('request', request, response));
 
-  const routes: { method: string; path: RegExp }[] = [];
-  fastify.addHook('onRoute', ({ method, url }) => {
-    const path = new RegExp(`^${url.replaceAll('.', '\\.').replaceAll(/:\w+/g, '[^/]+')}$`);
-    for (const one of [method].flat()) routes.push({ method: one, path });
-  });
-  fastify.decorateRequest('allowedMethods', function (this: FastifyRequest) {
-    const path = this.url.split('?', 1)[0] ?? '';
-    return [...new Set(routes.filter((route) => route.path.test(path)).map((route) => route.method))];
-  });
-
   // Whatever its type, a body is read and no more, also where none is due: what turns out to be malformed must have no
   // effect. What is wrong with it is for its handler to say: before its caller is known that is nobody's business.
   fastify.removeAllContentTypeParsers();
@@ -178,8 +168,6 @@ function logRequest(request: FastifyRequest, reply: FastifyReply, route: string)
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** The methods that the request's path exists under. */
-    allowedMethods(): string[];
     /** Set by the API key guard, or by a handler that looks the key up itself. */
     caller?: Caller;
     /** Set by the API key guard. */

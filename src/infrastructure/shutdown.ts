@@ -33,7 +33,7 @@ export function closeOnSignal(app: INestApplication, logger: Logger): void {
       },
       (error: unknown) => {
         logger.error({ err: error }, 'shutdown failed');
-        process.exit(1);
+        logger.flush(() => process.exit(1));
       },
     );
   };

@@ -3,6 +3,11 @@ export function isStorable(text: string): boolean {
   return text.isWellFormed() && !text.includes('\0');
 }
 
+/** Whether it has at most so many characters: code points. Of a text that is far too long nothing is counted. */
+export function isAtMost(text: string, most: number): boolean {
+  return text.length <= 2 * most && [...text].length <= most;
+}
+
 /** The text up to this length, and no half of a character in it. */
 export function beginning(text: string, most: number): string {
   const cut = text.length > most ? text.slice(0, most).replace(/[\ud800-\udbff]$/, '') : text;

@@ -10,8 +10,6 @@ export const QUEUE_NAME = 'scenario-jobs';
 
 /** Longest wait for Redis: whatever the queue does for a caller is only speed, never truth. */
 export const REDIS_LIMIT_MS = 1000;
-/** The reconciler's questions are large and nobody waits for them. */
-const BULK_LIMIT_MS = 10_000;
 
 /**
  * Every job has a priority because BullMQ then keeps it in a sorted set, from which one job is taken out in
@@ -74,7 +72,7 @@ export class JobQueue implements OnApplicationShutdown {
     const questions = this.redis.multi();
     for (const list of ['active', 'wait', 'paused']) questions.lrange(this.queue.toKey(list), 0, -1);
     for (const set of ['prioritized', 'delayed']) questions.zmscore(this.queue.toKey(set), ...jobIds);
-    const answers = (await within(BULK_LIMIT_MS, 'looking for jobs', questions.exec())) ?? [];
+    const answers = (await this.limited('looking for jobs', () => questions.exec())) ?? [];
     const [active, wait, paused, prioritized, delayed] = answers.map(([error, answer]) => {
       if (error) throw error;
       return answer as (string | null)[];

@@ -35,13 +35,17 @@ export type NewJob = {
 /** Which job is asked for, with the API key of this hash. */
 export type JobRequest = { keyHash: string; jobId: string };
 
-/** A job, and who asks for it. */
-export type FoundJob = { job: JobRow; caller: Caller };
+/** A job, who asks for it, and the idempotency key of the request that cancelled it. */
+export type FoundJob = { job: JobRow; caller: Caller; cancelIdempotencyKey: string | null };
 
 export type CancelRequest = JobRequest & { idempotencyKey: string | null };
 
-/** A cancelled job, whoever cancelled it, and the run that must stop if one had begun. */
-export type CancelledJob = FoundJob & { run: { id: string; workerId: string; stopToken: string | null } | null };
+/** A job that a request has cancelled, and the run that must stop if one had begun. */
+export type CancelledJob = {
+  job: JobRow;
+  caller: Caller;
+  run: { id: string; workerId: string; stopToken: string | null } | null;
+};
 
 /** What a worker gets when it claims a job. */
 export type ClaimedJob = {
@@ -77,28 +81,22 @@ const JOB = Prisma.sql`j.id, j.status::text AS status, j.error_code AS "errorCod
 const NO_SCENARIO = Prisma.sql`NULL AS "scenarioId", NULL AS "scenarioName", NULL AS "scenarioSlug"`;
 const SCENARIO = Prisma.sql`s.id AS "scenarioId", s.name AS "scenarioName", s.slug AS "scenarioSlug"`;
 
-type FoundRow = JobRow & Caller;
-type CancelledRow = FoundRow & { runId: string | null; workerId: string | null; stopToken: string | null };
+/** What was found for one of several requests: the `ordinal`th of them, from 1. */
+type AnswerTo = Caller & { ordinal: number };
+type FoundRow = JobRow & AnswerTo & { cancelIdempotencyKey: string | null };
+type CancelledRow = JobRow & AnswerTo & { runId: string | null; workerId: string | null; stopToken: string | null };
 
-function toCancelledJob({ runId, workerId, stopToken, ...found }: CancelledRow): CancelledJob {
-  return { ...toFoundJob(found), run: runId && workerId ? { id: runId, workerId, stopToken } : null };
-}
-
-function toFoundJob({ keyId, workspaceId, workspaceSlug, ...job }: FoundRow): FoundJob {
-  return { job, caller: { keyId, workspaceId, workspaceSlug } };
-}
-
-/** Requests for the same job with different keys are different requests: one of the keys may not work. */
-const nameOf = ({ keyHash, jobId }: JobRequest) => `${keyHash} ${jobId}`;
-
-type WithKey<Row> = Row & { keyHash: string };
-
-/** What was found, by the request that it answers. */
-function byRequest<Row extends FoundRow, Found>(
-  rows: WithKey<Row>[],
-  toFound: (row: Omit<WithKey<Row>, 'keyHash'>) => Found,
-): Map<string, Found> {
-  return new Map(rows.map(({ keyHash, ...row }) => [nameOf({ keyHash, jobId: row.id }), toFound(row)]));
+/** The answer to each of so many requests, or nothing. */
+function inOrder<Row extends AnswerTo, Found>(
+  count: number,
+  rows: Row[],
+  toFound: (row: Omit<Row, keyof AnswerTo>, caller: Caller) => Found,
+): (Found | undefined)[] {
+  const answers = Array<Found | undefined>(count).fill(undefined);
+  for (const { ordinal, keyId, workspaceId, workspaceSlug, ...row } of rows) {
+    answers[ordinal - 1] = toFound(row, { keyId, workspaceId, workspaceSlug });
+  }
+  return answers;
 }
 
 /**
@@ -107,15 +105,16 @@ function byRequest<Row extends FoundRow, Found>(
  * the index `scenario_jobs_unfinished`: all of that would be read for each job.
  */
 const NOT_FINISHED = Prisma.sql`j.status NOT IN ('completed', 'failed', 'cancelled')`;
-/** `IS TRUE` keeps Postgres off the index of the workspace's jobs. */
-const isOf = (workspaceId: Prisma.Sql | string) => Prisma.sql`(j.workspace_id = ${workspaceId}) IS TRUE`;
 
-/** The jobs `j` of requests `r`, with the keys `k` and workspaces `w` that they are asked for with. */
+/**
+ * The jobs `j` of requests `r`, with the keys `k` and workspaces `w` that they are asked for with. `IS TRUE` keeps Postgres
+ * off the index of the workspace's jobs.
+ */
 const ASKED_FOR = Prisma.sql`
   JOIN api_keys k ON k.hash = r.key_hash AND ${KEY_WORKS}
   JOIN workspaces w ON w.id = k.workspace_id AND w.active
-  JOIN scenario_jobs j ON j.id = r.job_id AND ${isOf(Prisma.sql`w.id`)}`;
-const CALLER = Prisma.sql`k.hash AS "keyHash", k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug"`;
+  JOIN scenario_jobs j ON j.id = r.job_id AND (j.workspace_id = w.id) IS TRUE`;
+const ANSWER_TO = Prisma.sql`r.ordinal::int AS ordinal, k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug"`;
 
 /** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */
 const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
@@ -167,37 +166,25 @@ export class JobRepository {
     return rows[0];
   }
 
-  /** The job, if it exists and is the workspace's, and the idempotency key of the request that cancelled it. */
-  async find(
-    workspaceId: string,
-    jobId: string,
-  ): Promise<{ job: JobRow; cancelIdempotencyKey: string | null } | undefined> {
-    if (!isId(jobId)) return undefined;
-    const [row] = await this.database.$queryRaw<(JobRow & { cancelIdempotencyKey: string | null })[]>`
-      SELECT ${JOB}, ${SCENARIO}, j.cancel_idempotency_key AS "cancelIdempotencyKey"
-      FROM scenario_jobs j LEFT JOIN scenarios s ON s.job_id = j.id
-      WHERE j.id = ${jobId} AND ${isOf(workspaceId)}`;
-    if (!row) return undefined;
-    const { cancelIdempotencyKey, ...job } = row;
-    return { job, cancelIdempotencyKey };
-  }
-
   /**
    * The job, if the key works and the job is its workspace's. The key is looked up in the same statement, and so are
    * others that come at this moment.
    */
-  async findWithKey(request: JobRequest): Promise<FoundJob | undefined> {
+  async find(request: JobRequest): Promise<FoundJob | undefined> {
     return isId(request.jobId) ? this.finds.call(request) : undefined;
   }
 
   private async findTogether(requests: JobRequest[]): Promise<(FoundJob | undefined)[]> {
-    const rows = await this.database.$queryRaw<WithKey<FoundRow>[]>`
-      SELECT ${JOB}, ${SCENARIO}, ${CALLER}
+    const rows = await this.database.$queryRaw<FoundRow[]>`
+      SELECT ${JOB}, ${SCENARIO}, ${ANSWER_TO}, j.cancel_idempotency_key AS "cancelIdempotencyKey"
       FROM unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[])
-             AS r (job_id, key_hash) ${ASKED_FOR}
+             WITH ORDINALITY AS r (job_id, key_hash, ordinal) ${ASKED_FOR}
       LEFT JOIN scenarios s ON s.job_id = j.id`;
-    const found = byRequest(rows, toFoundJob);
-    return requests.map((request) => found.get(nameOf(request)));
+    return inOrder(requests.length, rows, ({ cancelIdempotencyKey, ...job }, caller) => ({
+      job,
+      caller,
+      cancelIdempotencyKey,
+    }));
   }
 
   async scenarioExists(workspaceId: string, slug: string): Promise<boolean> {
@@ -206,9 +193,10 @@ export class JobRepository {
 
   /**
    * Decides a cancel, together with others that come at this moment and with one commit for all of them. queued,
-   * processing: the job is cancelled and returned, with whoever cancelled it. completed, failed, cancelled, missing,
-   * another workspace's, or with a key that does not work: nothing is written and nothing returned. A run that finishes
-   * while we ask either had its result in before, or finds the job cancelled and can record nothing.
+   * processing: the job is cancelled and returned, with whoever cancelled it. completed, failed, cancelled (by another of
+   * these requests, too), missing, another workspace's, or with a key that does not work: nothing is written and nothing
+   * returned. A run that finishes while we ask either had its result in before, or finds the job cancelled and can record
+   * nothing.
    *
    * Nor does it wait: a job whose row, or whose key's row, somebody has locked at this moment is left out as well, to be
    * asked for again.
@@ -225,22 +213,12 @@ export class JobRepository {
   }
 
   private async cancelTogether(requests: CancelRequest[]): Promise<(CancelledJob | undefined)[]> {
-    // A second request for the same job finds it cancelled.
-    const first = new Map<string, CancelRequest>();
-    for (const request of requests) if (!first.has(nameOf(request))) first.set(nameOf(request), request);
-    const cancelled = byRequest(await this.cancelEach([...first.values()]), toCancelledJob);
-    return requests.map((request) =>
-      first.get(nameOf(request)) === request ? cancelled.get(nameOf(request)) : undefined,
-    );
-  }
-
-  private async cancelEach(requests: CancelRequest[]): Promise<WithKey<CancelledRow>[]> {
-    return this.database.$queryRaw<WithKey<CancelledRow>[]>`
+    const rows = await this.database.$queryRaw<CancelledRow[]>`
       WITH asked AS MATERIALIZED (
-        SELECT j.id, ${CALLER}, r.idempotency_key
+        SELECT j.id, ${ANSWER_TO}, r.idempotency_key
         FROM unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[],
                     ${requests.map(({ idempotencyKey }) => idempotencyKey)}::text[])
-               AS r (job_id, key_hash, idempotency_key) ${ASKED_FOR}
+               WITH ORDINALITY AS r (job_id, key_hash, idempotency_key, ordinal) ${ASKED_FOR}
         WHERE ${NOT_FINISHED}
         FOR UPDATE OF j SKIP LOCKED FOR KEY SHARE OF k SKIP LOCKED
       )
@@ -249,8 +227,13 @@ export class JobRepository {
           cancelled_by = asked."keyId", cancel_idempotency_key = asked.idempotency_key
       FROM asked WHERE j.id = asked.id AND ${NOT_FINISHED}
       RETURNING ${JOB}, ${NO_SCENARIO}, j.run_id::text AS "runId", j.worker_id AS "workerId",
-                j.stop_token::text AS "stopToken", asked."keyHash", asked."keyId", asked."workspaceId",
+                j.stop_token::text AS "stopToken", asked.ordinal, asked."keyId", asked."workspaceId",
                 asked."workspaceSlug"`;
+    return inOrder(requests.length, rows, ({ runId, workerId, stopToken, ...job }, caller) => ({
+      job,
+      caller,
+      run: runId && workerId ? { id: runId, workerId, stopToken } : null,
+    }));
   }
 
   /**
@@ -327,9 +310,9 @@ export class JobRepository {
     return rows.length > 0;
   }
 
-  /** Gives lost runs back to the queue, but for rows that somebody has locked. Returns the jobs that are queued now. */
-  async requeueLost(runs: Run[]): Promise<Set<string>> {
-    const rows = await this.database.$queryRaw<{ id: string }[]>`
+  /** Gives lost runs back to the queue, but for rows that somebody has locked. */
+  async requeueLost(runs: Run[]): Promise<void> {
+    await this.database.$executeRaw`
       WITH lost AS MATERIALIZED (
         SELECT j.id
         FROM unnest(${runs.map(({ jobId }) => jobId)}::text[], ${runs.map(({ runId }) => runId)}::uuid[]) AS r (job_id, run_id)
@@ -338,8 +321,15 @@ export class JobRepository {
         FOR UPDATE OF j SKIP LOCKED
       )
       UPDATE scenario_jobs j SET status = 'queued', run_id = NULL, worker_id = NULL, stop_token = NULL
-      FROM lost WHERE j.id = lost.id AND j.status = 'processing'
-      RETURNING j.id`;
+      FROM lost WHERE j.id = lost.id AND j.status = 'processing'`;
+  }
+
+  /** Those of the jobs that are queued at this moment. */
+  async queuedAmong(jobIds: string[]): Promise<Set<string>> {
+    if (jobIds.length === 0) return new Set();
+    const rows = await this.database.$queryRaw<{ id: string }[]>`
+      SELECT j.id FROM unnest(${jobIds}::text[]) AS asked (id) JOIN scenario_jobs j ON j.id = asked.id
+      WHERE j.status = 'queued'`;
     return new Set(rows.map(({ id }) => id));
   }
 

@@ -52,8 +52,11 @@ export class CancelJob {
     const deadline = performance.now() + LOCKED_LIMIT_MS;
     for (let waitMs = LOCKED_AGAIN_MS; ; waitMs = Math.min(2 * waitMs, LOCKED_AGAIN_MOST_MS)) {
       const cancelled = await this.jobs.cancel({ keyHash: key.hash, jobId, idempotencyKey });
-      if (cancelled) return this.deliver(cancelled);
-      const explained = await this.explain(await key.identify(), jobId, idempotencyKey);
+      if (cancelled) {
+        key.isOf(cancelled.caller);
+        return this.deliver(cancelled);
+      }
+      const explained = await this.explain(key, jobId, idempotencyKey);
       if (explained) return explained;
       if (performance.now() > deadline) throw new JobBusy(jobId);
       await sleep(waitMs);
@@ -64,13 +67,19 @@ export class CancelJob {
    * Nothing was cancelled: says why, or repeats the answer that the first such request got. Nothing when the job is
    * open all the same: its row was locked, by a claim or a result that is under way.
    */
-  private async explain(caller: Caller, jobId: string, idempotencyKey: string | null): Promise<Cancelled | undefined> {
-    const found = await this.jobs.find(caller.workspaceId, jobId);
+  private async explain(
+    key: PresentedKey,
+    jobId: string,
+    idempotencyKey: string | null,
+  ): Promise<Cancelled | undefined> {
+    const found = await this.jobs.find({ keyHash: key.hash, jobId });
     if (!found) {
+      await key.identify();
       this.metrics.cancelRequests.inc({ from: 'none', outcome: 'not_found' });
       throw new JobNotFound(jobId);
     }
-    const { job, cancelIdempotencyKey } = found;
+    const { job, caller, cancelIdempotencyKey } = found;
+    key.isOf(caller);
     if (isCancellable(job.status)) return undefined;
     if (idempotencyKey !== null && cancelIdempotencyKey === idempotencyKey) {
       this.metrics.cancelRequests.inc({ from: 'cancelled', outcome: 'replayed' });

@@ -1,6 +1,6 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsDefined, isEmail, IsNotEmpty, IsOptional, IsString, ValidateBy } from 'class-validator';
-import { isStorable } from '../../../infrastructure/text';
+import { isAtMost, isStorable } from '../../../infrastructure/text';
 
 export const MAX_PROMPT = 10_000;
 export const MAX_CONTEXT = 50_000;
@@ -26,7 +26,7 @@ const IsStorableText = () =>
     },
   });
 
-/** At most so many characters: code points. class-validator's own decorator leaves some out of its count. */
+/** class-validator's own decorator leaves some out of its count. */
 const MaxCharacters = (most: number) =>
   ValidateBy({
     name: 'maxLength',
@@ -36,9 +36,6 @@ const MaxCharacters = (most: number) =>
       defaultMessage: () => '$property must be at most $constraint1 characters',
     },
   });
-
-/** Of a text that is far too long nothing is counted. */
-const isAtMost = (text: string, most: number) => text.length <= 2 * most && [...text].length <= most;
 
 const required = { message: '$property is required' };
 const text = { message: '$property must be a string' };

@@ -87,12 +87,12 @@ export class JobsController {
     @Req() request: FastifyRequest,
   ): Promise<ScenarioJob> {
     request.logged = logged(jobId);
-    const found = await this.jobs.findWithKey({ keyHash: key.hash, jobId });
+    const found = await this.jobs.find({ keyHash: key.hash, jobId });
     if (!found) {
       await key.identify();
       throw new JobNotFound(jobId);
     }
-    request.caller = found.caller;
+    key.isOf(found.caller);
     return this.show(found.job, found.caller);
   }
 
@@ -144,7 +144,6 @@ export class JobsController {
       throw new ApiError('invalid_idempotency_key', IDEMPOTENCY_RULE);
     }
     const { job, caller, outcome, from } = await this.cancelJob.cancel(key, jobId, idempotencyKeys[0] ?? null);
-    request.caller = caller;
     request.logged = { jobId, outcome, from };
     return this.show(job, caller);
   }

@@ -30,6 +30,9 @@ export class CancelListener {
   private asking: Promise<void> | undefined;
   private repairing: Promise<void> | undefined;
   private askAgain: Source | undefined;
+  private sayAlive!: () => void;
+  /** Resolves when Postgres has taken down that this worker lives. */
+  readonly alive = new Promise<void>((resolve) => (this.sayAlive = resolve));
 
   constructor(
     private readonly jobs: JobRepository,
@@ -40,8 +43,7 @@ export class CancelListener {
     @Inject(LOGGER) private readonly logger: Logger,
   ) {}
 
-  /** Resolves when Postgres has been asked for the first time, and so knows that this worker lives. */
-  async start(): Promise<void> {
+  start(): void {
     const subscription = connectPatiently(this.settings, this.logger, 'doorbell', {
       silenceMs: DEAF_MS,
       sharded: true,
@@ -50,11 +52,11 @@ export class CancelListener {
     // Again with each new connection.
     subscription.on('ready', () => void this.listen(subscription));
     // On a cluster the subscription is a connection of its own, which moves with the slot.
-    subscription.on('subscribersReady', () => void this.ask('resubscribe'));
+    subscription.on('subscribersReady', () => this.ask('resubscribe'));
     for (const event of ['message', 'smessage'] as const) {
       subscription.on(event, (_channel: string, message: string) => this.hear(message));
     }
-    await this.poll();
+    this.poll();
   }
 
   async stop(): Promise<void> {
@@ -74,7 +76,7 @@ export class CancelListener {
       return;
     }
     this.deaf = false;
-    await this.ask('resubscribe');
+    this.ask('resubscribe');
   }
 
   private hear(message: string): void {
@@ -82,35 +84,35 @@ export class CancelListener {
     const run = told && this.runs.get(told.runId);
     if (told && run && run.stopToken === told.stopToken) {
       this.stopRun(run, 'doorbell', (Date.now() - told.cancelledAt) / 1000);
-    } else void this.ask('doorbell');
+    } else this.ask('doorbell');
   }
 
-  private poll(): Promise<void> {
+  private poll(): void {
     if (this.subscription?.status === 'ready') {
       if (this.deaf) void this.listen(this.subscription);
       // Nothing comes on a subscription for hours: only an answer tells that it is still there.
       else this.subscription.ping().catch(() => undefined);
     }
     // Whatever the answer: doorbells that come without end may not hold back the next sign of life.
-    this.timer = setTimeout(() => void this.poll(), this.settings.CANCEL_POLL_MS);
-    return this.ask('poll');
+    this.timer = setTimeout(() => this.poll(), this.settings.CANCEL_POLL_MS);
+    this.ask('poll');
   }
 
   /** One question at a time. Whatever comes in while one is under way is answered by one more after it. */
-  private async ask(source: Source): Promise<void> {
+  private ask(source: Source): void {
     // A subscription that is made while the worker ends: the next sign of life would outlive the worker.
     if (this.stopped) return;
     if (this.asking) {
       // However many doorbells ring, the poll with its sign of life has its turn.
       if (this.askAgain === undefined || this.askAgain === 'doorbell') this.askAgain = source;
-      return this.asking;
+      return;
     }
-    this.asking = this.askPostgres(source);
-    await this.asking;
-    this.asking = undefined;
-    const again = this.askAgain;
-    this.askAgain = undefined;
-    if (again) await this.ask(again);
+    this.asking = this.askPostgres(source).finally(() => {
+      const again = this.askAgain;
+      this.asking = undefined;
+      this.askAgain = undefined;
+      if (again) this.ask(again);
+    });
   }
 
   private async askPostgres(source: Source): Promise<void> {
@@ -122,7 +124,10 @@ export class CancelListener {
         ? this.jobs.findOwed(this.workerId)
         : this.jobs.reportAlive(this.workerId));
       // Without signs of life others take this worker for dead, whatever it can still read.
-      if (source !== 'doorbell') this.lastAnswer = performance.now();
+      if (source !== 'doorbell') {
+        this.lastAnswer = performance.now();
+        this.sayAlive();
+      }
       for (const { status, runId, cancelledSeconds } of owed) {
         const run = this.runs.get(runId);
         if (run && status === 'cancelled') this.stopRun(run, source, cancelledSeconds ?? 0);

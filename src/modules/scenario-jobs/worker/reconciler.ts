@@ -8,7 +8,7 @@ import { JobRepository } from '../job.repository';
 const PAGE = 1000;
 /** A create is between its two writes for no longer than this. */
 const SETTLED_MS = 2000;
-/** Longest pass; what is left then is for the next one, on whichever worker. */
+/** Longest pass. The next one, on whichever worker, begins anew: what this one has repaired is no longer missing. */
 const PASS_LIMIT_MS = 60_000;
 /** A pass has its lock for longer than it works, the questions included that it has asked by then. */
 const LOCK_LIMIT_MS = PASS_LIMIT_MS + 30_000;
@@ -71,10 +71,12 @@ export class Reconciler {
       const missing = new Set(await this.queue.missing(page.map(({ jobId }) => jobId)));
       const unknown = page.filter(({ jobId }) => missing.has(jobId));
       const lost = unknown.flatMap(({ jobId, runId }) => (runId ? [{ jobId, runId }] : []));
-      const requeued = lost.length > 0 ? await this.jobs.requeueLost(lost) : new Set();
+      if (lost.length > 0) await this.jobs.requeueLost(lost);
+      // Cancelled since the page was read, and taken out of the queue: that is not missing.
+      const queued = await this.jobs.queuedAmong([...missing]);
       for (const { jobId, runId } of unknown) {
         if (this.stopped || performance.now() > until) return;
-        if (runId && !requeued.has(jobId)) continue;
+        if (!queued.has(jobId)) continue;
         await this.queue.addAgain(jobId);
         this.repaired(runId ? 'requeued' : 'added', jobId, runId);
       }

@@ -1,4 +1,4 @@
-import { isStorable } from '../../../infrastructure/text';
+import { isAtMost, isStorable } from '../../../infrastructure/text';
 import { type NewScenario } from '../job.repository';
 
 const MAX_NAME = 255;
@@ -20,13 +20,13 @@ export function parseResult(json: string | undefined): Parsed {
       return value;
     });
   } catch {
-    return invalid('The result of the task is not JSON');
+    return invalid('The result of the task is not JSON, or nested too deeply');
   }
   if (typeof result !== 'object' || result === null || Array.isArray(result)) {
     return invalid('The result of the task is not an object');
   }
   const { name, ...content } = result as Record<string, unknown>;
-  if (typeof name !== 'string' || name.trim() === '' || name.length > MAX_NAME) {
+  if (typeof name !== 'string' || name.trim() === '' || !isAtMost(name, MAX_NAME)) {
     return invalid(`The result of the task has no name of 1 to ${MAX_NAME} characters`);
   }
   if (!storable) return invalid('The result of the task has text that is not valid Unicode');

@@ -40,8 +40,9 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
     this.warnOfOverlap();
     this.watchdog.start();
     this.reconciler.start();
+    this.listener.start();
     // A run that begins before its worker's first sign of life could be taken for one whose worker is lost.
-    void this.listener.start().then(() => this.consumer.start());
+    void this.listener.alive.then(() => this.consumer.start());
   }
 
   private warnOfOverlap(): void {
