@@ -3,15 +3,15 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { newId } from '../src/infrastructure/ids';
 import { isTerminal, JOB_STATUSES, type JobStatus, TRANSITIONS } from '../src/modules/scenario-jobs/job-status';
-import { TestSystem } from './support/test-system';
+import { TestDatabase } from './support/test-database';
 
-let system: TestSystem;
+let own: TestDatabase;
 const RUN = (): string => `run_id = '${randomUUID()}', worker_id = 'w', started_at = COALESCE(started_at, now())`;
 
 beforeAll(async () => {
-  system = await TestSystem.start({ workers: 0 });
+  own = await TestDatabase.create();
 });
-afterAll(() => system.stop());
+afterAll(() => own.close());
 
 /** What a row must have to be in each status, as an update of one that is not. */
 const TO: Record<JobStatus, () => string> = {
@@ -19,28 +19,27 @@ const TO: Record<JobStatus, () => string> = {
   processing: () => `status = 'processing', ${RUN()}`,
   completed: () => `status = 'completed', completed_at = now(), ${RUN()}`,
   failed: () => `status = 'failed', completed_at = now(), error_code = 'X', error_message = 'x', ${RUN()}`,
-  cancelled: () => `status = 'cancelled', completed_at = now(), cancelled_by = '${system.keyId}'`,
+  cancelled: () => `status = 'cancelled', completed_at = now(), cancelled_by = '${own.keyId}'`,
 };
 
-const update = (jobId: string, set: string) =>
-  system.pool.query(`UPDATE scenario_jobs SET ${set} WHERE id = $1`, [jobId]);
+const update = (jobId: string, set: string) => own.pool.query(`UPDATE scenario_jobs SET ${set} WHERE id = $1`, [jobId]);
 
 async function insert(): Promise<string> {
   const id = newId();
-  await system.pool.query(
+  await own.pool.query(
     `INSERT INTO scenario_jobs (id, workspace_id, user_email, prompt) VALUES ($1, $2, 'a@example.com', 'p')`,
-    [id, system.workspace.id],
+    [id, own.workspace.id],
   );
   return id;
 }
 
 /** Moves a job on, with the scenario that a completed one needs. */
 async function move(jobId: string, to: JobStatus) {
-  const client = await system.pool.connect();
+  const client = await own.pool.connect();
   try {
     await client.query('BEGIN');
     await client.query(`UPDATE scenario_jobs SET ${TO[to]()} WHERE id = $1`, [jobId]);
-    if (to === 'completed') await client.query(INSERT_SCENARIO, [newId(), system.workspace.id, jobId]);
+    if (to === 'completed') await client.query(INSERT_SCENARIO, [newId(), own.workspace.id, jobId]);
     await client.query('COMMIT');
   } catch (error) {
     await client.query('ROLLBACK');
@@ -68,7 +67,7 @@ describe('the database allows exactly the documented transitions', () => {
     await (allowed
       ? expect(move(id, to)).resolves.toBeUndefined()
       : expect(move(id, to)).rejects.toThrow(/job \w+ |constraint/));
-    expect((await system.row(id)).status).toBe(allowed ? to : from);
+    expect((await own.row(id)).status).toBe(allowed ? to : from);
   });
 });
 
@@ -86,9 +85,9 @@ describe('the database refuses', () => {
     ['an unfinished job with an end', 'queued', () => 'completed_at = now()'],
     ['an unfinished job with an error', 'processing', () => `error_code = 'X', error_message = 'x'`],
     ['a running job without a start', 'processing', () => 'started_at = NULL'],
-    ['a running job with a canceller', 'processing', () => `cancelled_by = '${system.keyId}'`],
+    ['a running job with a canceller', 'processing', () => `cancelled_by = '${own.keyId}'`],
     ['a cancelled job without a canceller', 'queued', () => `status = 'cancelled', completed_at = now()`],
-    ['a cancelled job without an end', 'queued', () => `status = 'cancelled', cancelled_by = '${system.keyId}'`],
+    ['a cancelled job without an end', 'queued', () => `status = 'cancelled', cancelled_by = '${own.keyId}'`],
     [
       'a canceller that does not exist',
       'queued',
@@ -106,30 +105,28 @@ describe('the database refuses', () => {
   ])('%s', async (_what, status, set) => {
     const id = await jobIn(status);
     await expect(update(id, set())).rejects.toThrow();
-    expect((await system.row(id)).status).toBe(status);
+    expect((await own.row(id)).status).toBe(status);
   });
 
   it('a scenario of a job that did not complete', async () => {
     for (const status of ['queued', 'processing', 'failed', 'cancelled'] as const) {
       const id = await jobIn(status);
-      await expect(system.pool.query(INSERT_SCENARIO, [newId(), system.workspace.id, id])).rejects.toThrow(
-        /to be completed/,
-      );
+      await expect(own.pool.query(INSERT_SCENARIO, [newId(), own.workspace.id, id])).rejects.toThrow(/to be completed/);
     }
   });
 
   it('a job that begins in any status but queued', async () => {
     const insertCancelled = `INSERT INTO scenario_jobs (id, workspace_id, user_email, prompt, status, completed_at, cancelled_by)
       VALUES ($1, $2, 'a@example.com', 'p', 'cancelled', now(), $3)`;
-    await expect(system.pool.query(insertCancelled, [newId(), system.workspace.id, system.keyId])).rejects.toThrow(
+    await expect(own.pool.query(insertCancelled, [newId(), own.workspace.id, own.keyId])).rejects.toThrow(
       /must begin queued/,
     );
   });
 
   it.each(JOB_STATUSES.filter(isTerminal))('but not that a %s job is deleted, its scenario first', async (status) => {
     const id = await jobIn(status);
-    await system.pool.query('DELETE FROM scenarios WHERE job_id = $1', [id]);
-    const { rowCount } = await system.pool.query('DELETE FROM scenario_jobs WHERE id = $1', [id]);
+    await own.pool.query('DELETE FROM scenarios WHERE job_id = $1', [id]);
+    const { rowCount } = await own.pool.query('DELETE FROM scenario_jobs WHERE id = $1', [id]);
     expect(rowCount).toBe(1);
   });
 
@@ -142,9 +139,9 @@ describe('the database refuses', () => {
     const stopping = await jobIn('processing');
     await move(stopping, 'cancelled');
     const finished = await Promise.all(JOB_STATUSES.filter(isTerminal).map(jobIn));
-    expect((await system.pool.query(statement)).rowCount).toBe(0);
-    await system.pool.query(old);
-    const { rows } = await system.pool.query<{ id: string }>('SELECT id FROM scenario_jobs WHERE id = ANY ($1)', [
+    expect((await own.pool.query(statement)).rowCount).toBe(0);
+    await own.pool.query(old);
+    const { rows } = await own.pool.query<{ id: string }>('SELECT id FROM scenario_jobs WHERE id = ANY ($1)', [
       [...open, stopping, ...finished],
     ]);
     expect(rows.map(({ id }) => id).sort()).toEqual([...open, stopping].sort());

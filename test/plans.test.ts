@@ -1,12 +1,10 @@
-import { pino } from 'pino';
 import { hashApiKey } from '../src/auth/api-key';
-import { parseSettings } from '../src/config/settings';
-import { Database } from '../src/infrastructure/database';
+import { type Database } from '../src/infrastructure/database';
 import { newId } from '../src/infrastructure/ids';
 import { JobRepository } from '../src/modules/scenario-jobs/job.repository';
 import { ActiveRun } from '../src/modules/scenario-jobs/worker/active-runs';
 import { eventually } from './support/eventually';
-import { TestSystem } from './support/test-system';
+import { TestDatabase } from './support/test-database';
 
 const CROWD = 4000;
 const WORKER_LOST_MS = 60_000;
@@ -16,41 +14,38 @@ const MOST_ROWS = 10;
 
 /** Which way Postgres takes to a row depends on what it thinks that there is, and it may know nothing yet. */
 describe('what is asked about one job', () => {
-  let system: TestSystem;
+  let own: TestDatabase;
   let database: Database;
   let jobs: JobRepository;
   beforeEach(async () => {
-    system = await TestSystem.start({ workers: 0 });
-    await system.pool.query('ALTER TABLE scenario_jobs SET (autovacuum_enabled = false)');
+    own = await TestDatabase.create();
+    await own.pool.query('ALTER TABLE scenario_jobs SET (autovacuum_enabled = false)');
     // One statement at a time, all on one connection, which plans each for good after a few times.
-    database = new Database(parseSettings(system.settings), pino({ level: 'silent' }));
+    database = own.prisma();
     jobs = new JobRepository(database);
     await jobs.reportAlive('worker');
   });
-  afterEach(async () => {
-    await database?.$disconnect();
-    await system.stop();
-  });
+  afterEach(() => own.close());
 
   const cancel = (jobId: string) =>
-    jobs.cancel({ keyHash: hashApiKey(system.key), jobId, idempotencyKey: `cancel ${jobId}` });
+    jobs.cancel({ keyHash: hashApiKey(own.key), jobId, idempotencyKey: `cancel ${jobId}` });
+
+  const find = (jobId: string) => jobs.find({ keyHash: hashApiKey(own.key), jobId });
 
   /** Every statement about a job of which there are many, in one of three lives. Returns how many updates that makes. */
   async function live(jobId: string, life: number): Promise<number> {
-    const { id: workspaceId } = system.workspace;
     const run = new ActiveRun(jobId);
     const claim = () => jobs.claim(run, 'worker', WORKER_LOST_MS);
     await claim();
     expect(await jobs.requeue(run, { countsAsAttempt: false })).toBe(true);
     await claim();
     expect(await claim()).toBe('taken');
-    expect(await jobs.find(workspaceId, jobId)).toMatchObject({ job: { status: 'processing' } });
-    expect(await jobs.findWithKey({ keyHash: hashApiKey(system.key), jobId })).toMatchObject({ job: { id: jobId } });
+    expect(await find(jobId)).toMatchObject({ job: { status: 'processing' } });
     if (life % 3 === 0) expect(await jobs.complete(run, { name: 'n', slug: newId(), content: {} })).toBe(true);
     if (life % 3 === 1) expect(await jobs.fail(run, { code: 'X', message: 'x' })).toBe(true);
     if (life % 3 === 2) {
       expect(await cancel(jobId)).toBeDefined();
-      expect(await jobs.find(workspaceId, jobId)).toMatchObject({ cancelIdempotencyKey: `cancel ${jobId}` });
+      expect(await find(jobId)).toMatchObject({ cancelIdempotencyKey: `cancel ${jobId}` });
       expect(await jobs.confirmStopped(run, 'graceful')).toBeDefined();
     }
     expect(await jobs.findEnd(run)).not.toBeNull();
@@ -66,7 +61,7 @@ describe('what is asked about one job', () => {
   /** How many rows of jobs any statement has looked at, once so many updates are counted. */
   async function rowsRead(updated: number): Promise<number> {
     const counted = await eventually(`${updated} updates are counted`, async () => {
-      const { rows } = await system.pool.query<{ updated: number; read: number }>(`
+      const { rows } = await own.pool.query<{ updated: number; read: number }>(`
         SELECT n_tup_upd::int AS updated,
           (seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes i WHERE i.relid = t.relid))::int AS read
         FROM pg_stat_user_tables t WHERE relname = 'scenario_jobs'`);
@@ -82,17 +77,16 @@ describe('what is asked about one job', () => {
     ['they know nothing of the workspace', { ended: 500, of: 'another workspace', early: 0 }],
   ])('looks at that one only, also when %s', async (_when, { ended, of, early }) => {
     if (ended > 0) {
-      const { workspace } = of === 'another workspace' ? await system.createWorkspace() : system;
-      await system.insertQueued(ended, workspace.id);
-      await system.pool.query(
-        `UPDATE scenario_jobs SET status = 'cancelled', completed_at = now(), cancelled_by = $1`,
-        [system.keyId],
-      );
-      await system.pool.query('VACUUM ANALYZE scenario_jobs');
+      const { workspace } = of === 'another workspace' ? await own.createWorkspace() : own;
+      await own.insertQueued(ended, workspace.id);
+      await own.pool.query(`UPDATE scenario_jobs SET status = 'cancelled', completed_at = now(), cancelled_by = $1`, [
+        own.keyId,
+      ]);
+      await own.pool.query('VACUUM ANALYZE scenario_jobs');
     }
     const before = await rowsRead(ended);
-    const first = await liveAll(await system.insertQueued(early));
-    const ids = await system.insertQueued(CROWD);
+    const first = await liveAll(await own.insertQueued(early));
+    const ids = await own.insertQueued(CROWD);
     const updates = first + (await liveAll(ids.slice(0, 24)));
     const together = ids.slice(24, 44);
     expect(await Promise.all(together.map(cancel))).not.toContain(undefined);

@@ -29,14 +29,17 @@ const works = async (key: string) => {
   const { status } = await system.request('GET', '/j1o2b3i4d5x6', { headers: { authorization: `Bearer ${key}` } });
   return status === 404;
 };
-/** The keys of this name as `list` shows them, oldest first. */
-const listed = (name: string) =>
-  keys('list')
-    .out.split('\n')
-    .map((line) => line.split('\t'))
-    .filter(([, , shown]) => shown === name)
-    .map(([id = '', , , , , expires = '']) => ({ id, expires: Date.parse(expires.replace('expires ', '')) }));
-const idOf = (name: string) => listed(name)[0]!.id;
+/** The keys of this name, oldest first. */
+const named = async (name: string) => {
+  const { rows } = await system.pool.query<{ id: string; expires: Date }>(
+    'SELECT id, expires_at AS expires FROM api_keys WHERE name = $1 ORDER BY created_at',
+    [name],
+  );
+  return rows.map(({ id, expires }) => ({ id, expires: Number(expires) }));
+};
+const newKey = (name: string, times: { expiresAt?: Date } = {}) =>
+  system.createKey(system.workspace.id, { name, ...times });
+const inHours = (hours: number) => new Date(Date.now() + hours * HOUR_MS);
 
 describe('api-key', () => {
   it('create prints the key alone, and it works; the workspace is created', async () => {
@@ -57,33 +60,31 @@ describe('api-key', () => {
     ['30m', HOUR_MS / 2],
     ['12h', 12 * HOUR_MS],
     ['90d', 90 * 24 * HOUR_MS],
-  ])('create --expires %s: the key expires after so long', (time, milliseconds) => {
+  ])('create --expires %s: the key expires after so long', async (time, milliseconds) => {
     const began = Date.now();
     keys('create', '--workspace', 'acme', '--name', time, '--expires', time);
-    const [created] = listed(time);
+    const [created] = await named(time);
     expect(created!.expires).toBeGreaterThanOrEqual(began + milliseconds);
     expect(created!.expires).toBeLessThanOrEqual(Date.now() + milliseconds);
   });
 
   it('revoke ends a key at once, and only once', async () => {
-    const { out: key } = keys('create', '--workspace', 'acme', '--name', 'revoked');
-    const id = idOf('revoked');
+    const { key, keyId: id } = await newKey('revoked');
     expect(keys('revoke', id).status).toBe(0);
     expect(await works(key)).toBe(false);
     expect(keys('revoke', id)).toMatchObject({ status: 1, err: `There is no key ${id}, or it is revoked already` });
   });
 
   it('rotate ends the old key at once, or after the overlap', async () => {
-    const { out: first } = keys('create', '--workspace', 'acme', '--name', 'rotated');
-    const { out: second } = keys('rotate', idOf('rotated'), '--overlap', '1h');
+    const { key: first, keyId } = await newKey('rotated');
+    const { out: second } = keys('rotate', keyId, '--overlap', '1h');
     expect([await works(first), await works(second)]).toEqual([true, true]);
-    const { out: third } = keys('rotate', listed('rotated').at(-1)!.id);
+    const { out: third } = keys('rotate', (await named('rotated')).at(-1)!.id);
     expect([await works(second), await works(third)]).toEqual([false, true]);
   });
 
   it('rotate takes the place of a key once, for its successor would end with the overlap', async () => {
-    const { out: key } = keys('create', '--workspace', 'acme', '--name', 'rotated-once');
-    const id = idOf('rotated-once');
+    const { key, keyId: id } = await newKey('rotated-once');
     expect(keys('rotate', id, '--overlap', '1h').status).toBe(0);
     expect(keys('rotate', id, '--overlap', '1h')).toEqual({
       status: 1,
@@ -109,39 +110,38 @@ describe('api-key', () => {
   });
 
   it('rotate lets the old key end after the overlap, and the new one when the old one would have', async () => {
-    const { out: key } = keys('create', '--workspace', 'acme', '--name', 'overlapped', '--expires', '90d');
-    const [before] = listed('overlapped');
+    const ends = inHours(90 * 24);
+    const { key, keyId } = await newKey('overlapped', { expiresAt: ends });
     const began = Date.now();
-    keys('rotate', before!.id, '--overlap', '1h');
-    const [old, created] = listed('overlapped');
+    keys('rotate', keyId, '--overlap', '1h');
+    const [old, created] = await named('overlapped');
     expect(old!.expires).toBeGreaterThanOrEqual(began + HOUR_MS);
     expect(old!.expires).toBeLessThanOrEqual(Date.now() + HOUR_MS);
-    expect(created!.expires).toBe(before!.expires);
+    expect(created!.expires).toBe(Number(ends));
     expect(await works(key)).toBe(true);
   });
 
-  it('rotate renews a key that expires, when it is told for how long', () => {
-    keys('create', '--workspace', 'acme', '--name', 'renewed', '--expires', '30m');
-    const [before] = listed('renewed');
-    const { err } = keys('rotate', before!.id, '--expires', '90d');
-    const created = listed('renewed').at(-1)!;
-    expect(created.expires - before!.expires).toBeGreaterThan(89 * 24 * HOUR_MS);
+  it('rotate renews a key that expires, when it is told for how long', async () => {
+    const ends = inHours(0.5);
+    const { keyId } = await newKey('renewed', { expiresAt: ends });
+    const { err } = keys('rotate', keyId, '--expires', '90d');
+    const created = (await named('renewed')).at(-1)!;
+    expect(created.expires - Number(ends)).toBeGreaterThan(89 * 24 * HOUR_MS);
     expect(err).toContain(` until ${new Date(created.expires).toISOString()}:`);
   });
 
-  it('rotate never lets the old key live longer', () => {
-    keys('create', '--workspace', 'acme', '--name', 'short', '--expires', '30m');
-    const [before] = listed('short');
-    keys('rotate', before!.id, '--overlap', '1h');
-    expect(listed('short').map(({ expires }) => expires)).toEqual([before!.expires, before!.expires]);
+  it('rotate never lets the old key live longer', async () => {
+    const ends = inHours(0.5);
+    const { keyId } = await newKey('short', { expiresAt: ends });
+    keys('rotate', keyId, '--overlap', '1h');
+    expect((await named('short')).map(({ expires }) => expires)).toEqual([Number(ends), Number(ends)]);
   });
 
-  it('rotate refuses a revoked key', () => {
-    keys('create', '--workspace', 'acme', '--name', 'ended');
-    const id = idOf('ended');
+  it('rotate refuses a revoked key', async () => {
+    const { keyId: id } = await newKey('ended');
     keys('revoke', id);
     expect(keys('rotate', id, '--overlap', '1h')).toMatchObject({ status: 1, out: '' });
-    expect(listed('ended')).toHaveLength(1);
+    expect(await named('ended')).toHaveLength(1);
   });
 
   it.each([
@@ -234,6 +234,20 @@ describe('migrate', () => {
     expect(exit).toEqual({ code: 0, signal: null });
     expect(printed).toContain(`applied ${migrations.at(-1)}`);
     expect(printed).toContain(`${migrations.at(-1)} waits: somebody else uses a table that it changes`);
+  });
+
+  it('says that it has failed when its connection is lost while it waits for another', async () => {
+    const client = await system.pool.connect();
+    await client.query('SELECT pg_advisory_lock(72707369)');
+    const migrate = ServiceProcess.runToEnd('cli/migrate.js', { DATABASE_URL: system.settings.DATABASE_URL! });
+    await eventually('it is cut off', async () => {
+      const { rowCount } = await system.pool.query(`
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND query LIKE '%pg_advisory_lock%' AND wait_event_type = 'Lock'`);
+      return rowCount === 1;
+    });
+    client.release(true);
+    expect(await migrate).toMatchObject({ exit: { code: 1 }, printed: [expect.stringMatching(/^Migration failed: /)] });
   });
 
   it('keeps the books of Prisma', async () => {

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { Client } from 'pg';
 import { startBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
-import { mute } from '../support/muted-api';
+import { mute } from '../support/redis-user';
 import { OwnPostgres } from '../support/own-postgres';
 import { type TcpProxy } from '../support/tcp-proxy';
 import { groupIsAlive, TestSystem } from '../support/test-system';
@@ -28,6 +28,15 @@ describe('between the api and Postgres', () => {
   afterEach(async () => {
     await system.stop();
     await proxy.stop();
+  });
+
+  it('the connections are cut while nobody uses them: one short line of the log for each, and nothing else', async () => {
+    expect((await system.request('GET', '/j1o2b3i4d5x6')).status).toBe(404);
+    proxy.cut();
+    const { err } = await system.api.untilLogged('postgres connection lost');
+    expect(err).toMatchObject({ message: 'Connection terminated unexpectedly' });
+    expect(JSON.stringify(err).length).toBeLessThan(1000);
+    expect((await system.request('GET', '/j1o2b3i4d5x6')).status).toBe(404);
   });
 
   it('the connection is cut before the cancel arrives: 503, nothing changed, and the retry cancels', async () => {
@@ -100,15 +109,6 @@ describe('between the api and Postgres', () => {
     expect(later.map(({ status }) => status)).toEqual(Array(20).fill(200));
   });
 
-  it('the connections are cut while nobody uses them: one short line of the log for each, and nothing else', async () => {
-    expect((await system.request('GET', '/j1o2b3i4d5x6')).status).toBe(404);
-    proxy.cut();
-    const { err } = await system.api.untilLogged('postgres connection lost');
-    expect(err).toMatchObject({ message: 'Connection terminated unexpectedly' });
-    expect(JSON.stringify(err).length).toBeLessThan(1000);
-    expect((await system.request('GET', '/j1o2b3i4d5x6')).status).toBe(404);
-  });
-
   it('Postgres refuses connections, then is back: 503 at once, then as ever', async () => {
     const { job } = await system.createRunning('cooperative');
     await proxy.refuse();
@@ -151,13 +151,16 @@ describe('between a worker and Postgres', () => {
     await proxy.stop();
   });
 
-  it('the result is cut off on its way: it is recorded once all the same', async () => {
+  it('the answer to a result is lost: it is recorded once, and counts as what it was recorded as', async () => {
     const { job } = await system.createRunning('slow 300');
-    const cut = proxy.cutWhenSent('Slow scenario', 'answered');
-    await system.untilStatus(job.id, 'completed');
-    await cut;
+    await proxy.cutWhenSent('Slow scenario', 'answered');
+    const worker = system.workers[0]!;
+    expect(await worker.untilLogged('run ended', job.id)).toMatchObject({ outcome: 'completed' });
+    expect(await system.row(job.id)).toMatchObject({ status: 'completed', attempt: 1 });
     expect(await system.scenarioCount(job.id)).toBe(1);
-    expect(await system.row(job.id)).toMatchObject({ attempt: 1 });
+    const metrics = await (await fetch(`${worker.url}/metrics`)).text();
+    expect(metrics).toMatch(/^scenario_jobs_finished_total\{status="completed"\} 1$/m);
+    expect(metrics).toMatch(/^scenario_jobs_late_results_refused_total 0$/m);
   });
 
   it('the answer to a claim is lost: the job is begun again, and that was no attempt', async () => {
@@ -189,8 +192,7 @@ describe('between a worker and Postgres', () => {
     const [worker] = system.workers;
     const stopping = await worker!.untilLogged('stopping: the job was cancelled', job.id);
     expect(stopping).toMatchObject({ source: 'doorbell' });
-    await worker!.untilLogged('could not ask which runs were cancelled');
-    expect((await fetch(`${worker!.url}/readyz`)).status).toBe(503);
+    await eventually('it is not ready', async () => (await fetch(`${worker!.url}/readyz`)).status === 503);
     expect(await system.row(job.id)).toMatchObject({ status: 'cancelled', stopped_at: null });
     proxy.clear();
     expect((await system.untilStopped(job.id)).stopped_how).toBe('graceful');
@@ -216,6 +218,28 @@ describe('between a worker and Postgres, when the message to the worker is lost 
   });
 });
 
+describe('a worker that starts while Postgres is away', () => {
+  it('begins no run before Postgres knows that it lives', async () => {
+    const { proxy, system } = await startBehindProxy('worker', { CANCEL_POLL_MS: '3000' }, { workers: 0 });
+    try {
+      const { id } = await system.create('quick');
+      await proxy.refuse();
+      const worker = await system.startWorker();
+      await worker.untilLogged('could not ask which runs were cancelled');
+      await proxy.accept();
+      const { started_at: startedAt } = await system.untilStatus(id, 'completed');
+      const { rows } = await system.pool.query<{ began: Date }>(
+        'SELECT min(seen_at) AS began FROM workers WHERE seen_at <= $1',
+        [startedAt],
+      );
+      expect(rows[0]!.began).not.toBeNull();
+    } finally {
+      await system.stop();
+      await proxy.stop();
+    }
+  });
+});
+
 describe('a worker that must stop its tasks, for it cannot ask Postgres', () => {
   it('keeps the result of a task that has ended before, and records it', async () => {
     const { proxy, system } = await startBehindProxy('worker', { BLIND_MS: '6000' });
@@ -230,24 +254,6 @@ describe('a worker that must stop its tasks, for it cannot ask Postgres', () => 
       await proxy.accept();
       await system.untilStatus(job.id, 'completed');
       expect(worker!.logs.filter(({ msg }) => msg === 'run began')).toHaveLength(1);
-    } finally {
-      await system.stop();
-      await proxy.stop();
-    }
-  });
-});
-
-describe('a result whose answer is lost', () => {
-  it('counts as what it was recorded as', async () => {
-    const { proxy, system } = await startBehindProxy('worker');
-    try {
-      const { job } = await system.createRunning('slow 300');
-      await proxy.cutWhenSent('Slow scenario', 'answered');
-      const worker = system.workers[0]!;
-      expect(await worker.untilLogged('run ended', job.id)).toMatchObject({ outcome: 'completed' });
-      const metrics = await (await fetch(`${worker.url}/metrics`)).text();
-      expect(metrics).toMatch(/^scenario_jobs_finished_total\{status="completed"\} 1$/m);
-      expect(metrics).toMatch(/^scenario_jobs_late_results_refused_total 0$/m);
     } finally {
       await system.stop();
       await proxy.stop();

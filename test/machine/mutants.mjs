@@ -39,7 +39,7 @@ export const MUTANTS = [
     name: 'poll-removed',
     says: 'a worker asks Postgres only when it is told to',
     file: listener,
-    find: /this\.timer = setTimeout\(\(\) => void this\.poll\(\), this\.settings\.CANCEL_POLL_MS\);/,
+    find: /this\.timer = setTimeout\(\(\) => this\.poll\(\), this\.settings\.CANCEL_POLL_MS\);/,
     replace: `this.timer = setInterval(() => this.jobs.reportAlive(this.workerId).catch(() => undefined), 300);`,
   },
 ];

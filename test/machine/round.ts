@@ -1,5 +1,6 @@
 import { eventually } from '../support/eventually';
-import { isAlive, type Row } from '../support/test-system';
+import { type Row } from '../support/test-database';
+import { isAlive } from '../support/test-system';
 import { type World } from './world';
 
 /** What a caller was told of its cancel. */

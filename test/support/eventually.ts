@@ -7,6 +7,7 @@ const DEADLINE_MS = 30_000;
 export async function eventually<T>(what: string, look: () => Promise<T> | T, deadlineMs = DEADLINE_MS) {
   const deadline = Date.now() + deadlineMs;
   let seen: unknown;
+  let pauseMs = 10;
   do {
     try {
       const value = await look();
@@ -15,7 +16,9 @@ export async function eventually<T>(what: string, look: () => Promise<T> | T, de
     } catch (error) {
       seen = error;
     }
-    await sleep(10);
+    await sleep(pauseMs);
+    // What takes long anyway is not asked for so often: the processor is for what is tested.
+    pauseMs = Math.min(1.2 * pauseMs, 50);
   } while (Date.now() < deadline);
   throw new Error(
     `Not within ${deadlineMs} ms: ${what}; last seen: ${seen instanceof Error ? seen.message : JSON.stringify(seen)}`,

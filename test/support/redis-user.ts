@@ -1,13 +1,36 @@
 import { randomBytes } from 'node:crypto';
 import { Redis } from 'ioredis';
 
-/** Settings of an api of which every doorbell is lost: it has a Redis user who may do everything but publish. */
+/** A user of the shared Redis, for processes of which Redis is to refuse something, or to cut the connections. */
+export class RedisUser {
+  private constructor(
+    private readonly name: string,
+    /** With these a process logs in as this user. */
+    readonly settings: { REDIS_URL: string },
+  ) {}
+
+  /** Who may do everything but what the rules take away, such as `-publish`. */
+  static async create(...rules: string[]): Promise<RedisUser> {
+    const [name, password] = [randomBytes(4).toString('hex'), randomBytes(8).toString('hex')];
+    await command('ACL', 'SETUSER', name, 'on', `>${password}`, '~*', '&*', '+@all', ...rules);
+    const url = Object.assign(new URL(process.env.TEST_REDIS_URL!), { username: name, password });
+    return new RedisUser(name, { REDIS_URL: url.href });
+  }
+
+  /** Cuts every connection of its processes, which may make them anew. */
+  async cut(): Promise<void> {
+    await command('CLIENT', 'KILL', 'USER', this.name);
+  }
+}
+
+/** Settings of an api of which every doorbell is lost. */
 export async function mute() {
-  const url = new URL(process.env.TEST_REDIS_URL as string);
-  const redis = new Redis(url.href);
-  const [name, password] = [randomBytes(4).toString('hex'), randomBytes(8).toString('hex')];
-  await redis.call('ACL', 'SETUSER', name, 'on', `>${password}`, '~*', '&*', '+@all', '-publish');
+  const { settings } = await RedisUser.create('-publish');
+  return () => settings;
+}
+
+async function command(name: string, ...args: string[]): Promise<void> {
+  const redis = new Redis(process.env.TEST_REDIS_URL!);
+  await redis.call(name, ...args);
   redis.disconnect();
-  Object.assign(url, { username: name, password });
-  return () => ({ REDIS_URL: url.href });
 }

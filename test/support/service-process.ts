@@ -38,7 +38,7 @@ export class ServiceProcess {
     const started = new ServiceProcess(entry, environment);
     try {
       await eventually(`${entry} listens`, () => {
-        if (started.child.exitCode !== null) {
+        if (started.exit) {
           throw new Error(`${entry} ended: ${started.printed.join('\n')} ${JSON.stringify(started.logs.at(-1))}`);
         }
         return started.url !== undefined;

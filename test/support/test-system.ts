@@ -1,13 +1,11 @@
-import { randomBytes, randomUUID } from 'node:crypto';
+import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Redis } from 'ioredis';
-import { Client, Pool } from 'pg';
-import { hashApiKey, newApiKey } from '../../src/auth/api-key';
-import { newId } from '../../src/infrastructure/ids';
 import { livingMembers } from '../../src/modules/scenario-jobs/worker/process-tree';
 import { eventually } from './eventually';
 import { type LogLine, ServiceProcess } from './service-process';
+import { TestDatabase } from './test-database';
 
 /** The task module that knows how to misbehave; see there. */
 export const ZOO = join(__dirname, 'zoo.mjs');
@@ -28,6 +26,9 @@ const SHORT_TIMES = {
 /** For tests of tasks that do not stop when they are asked. */
 export const IMPATIENT = { STOP_ACK_MS: '400', STOP_GRACE_MS: '600' };
 
+/** For tests of what a worker learns otherwise. */
+export const NO_POLL = { CANCEL_POLL_MS: '3600000', BLIND_MS: '7200000', WORKER_LOST_MS: '10800000' };
+
 /** For tests of workers that are lost. */
 export const SOON_LOST = { CANCEL_POLL_MS: '200', BLIND_MS: '900', WATCHDOG_MS: '1000', WORKER_LOST_MS: '1200' };
 
@@ -46,19 +47,6 @@ export type Job = {
 export type Answer<Body> = { status: number; body: Body; headers: Headers };
 export type ErrorBody = { error: { type: string; code: string; message: string } };
 
-/** What the row says that the API does not show. */
-export type Row = {
-  status: string;
-  attempt: number;
-  run_id: string | null;
-  worker_id: string | null;
-  started_at: Date | null;
-  completed_at: Date | null;
-  cancelled_by: string | null;
-  stopped_at: Date | null;
-  stopped_how: string | null;
-};
-
 type StartOptions = {
   workers?: number;
   /** For every process. */
@@ -76,68 +64,39 @@ type StartOptions = {
  * The service with a database, a queue prefix and a workspace of its own: real Postgres, real Redis, real
  * processes. `stop` ends everything that it started and fails if a task's process is left.
  */
-export class TestSystem {
+export class TestSystem extends TestDatabase {
   readonly workers: ServiceProcess[] = [];
   api!: ServiceProcess;
-  pool!: Pool;
-  redis!: Redis;
-  workspace!: { id: string; slug: string };
-  key!: string;
-  keyId!: string;
-  private name = `test_${randomBytes(6).toString('hex')}`;
+  readonly settings: Record<string, string>;
+  readonly redis: Redis;
 
-  private constructor(
-    readonly settings: Record<string, string>,
-    private readonly options: StartOptions,
-    private readonly postgresUrl: string,
-  ) {}
+  private constructor(private readonly options: StartOptions) {
+    const { redisUrl = process.env.TEST_REDIS_URL!, postgresUrl = process.env.TEST_POSTGRES_URL! } = options;
+    super(postgresUrl);
+    this.settings = {
+      ...SHORT_TIMES,
+      DATABASE_URL: this.url,
+      REDIS_URL: redisUrl,
+      QUEUE_PREFIX: `{${this.name}}`,
+      ...options.settings,
+    };
+    this.redis = new Redis(redisUrl);
+    this.redis.on('error', () => undefined);
+  }
 
   static async start(options: StartOptions = {}) {
-    const { workers = 1, settings = {}, redisUrl = process.env.TEST_REDIS_URL! } = options;
-    const postgresUrl = options.postgresUrl ?? process.env.TEST_POSTGRES_URL!;
-    const system = new TestSystem({ ...SHORT_TIMES, ...settings }, options, postgresUrl);
-    await system.createDatabase();
-    system.settings.REDIS_URL ??= redisUrl;
-    system.settings.QUEUE_PREFIX ??= `{${system.name}}`;
-    system.redis = new Redis(redisUrl);
-    system.redis.on('error', () => undefined);
-    ({ workspace: system.workspace, key: system.key, keyId: system.keyId } = await system.createWorkspace());
-    await system.startApi();
-    const starts = await Promise.allSettled(Array.from({ length: workers }, () => system.startWorker()));
-    for (const start of starts) {
-      if (start.status === 'fulfilled') continue;
+    const system = new TestSystem(options);
+    const { workers = 1 } = options;
+    try {
+      await system.fill();
+      const starts = [system.startApi(), ...Array.from({ length: workers }, () => system.startWorker())];
+      const failed = (await Promise.allSettled(starts)).find(({ status }) => status === 'rejected');
+      if (failed) throw (failed as PromiseRejectedResult).reason;
+      return system;
+    } catch (error) {
       await system.stop();
-      throw start.reason;
+      throw error;
     }
-    return system;
-  }
-
-  private async createDatabase() {
-    const client = new Client({ connectionString: this.postgresUrl });
-    await client.connect();
-    await client.query(`CREATE DATABASE ${this.name} TEMPLATE scenario_jobs_template`);
-    await client.end();
-    const url = new URL(this.postgresUrl);
-    url.pathname = `/${this.name}`;
-    this.settings.DATABASE_URL = url.href;
-    this.pool = new Pool({ connectionString: url.href, max: 4 });
-    this.pool.on('error', () => undefined);
-  }
-
-  async createWorkspace(slug = `w-${newId()}`) {
-    const workspace = { id: newId(), slug };
-    await this.pool.query('INSERT INTO workspaces (id, slug) VALUES ($1, $2)', [workspace.id, slug]);
-    return { workspace, ...(await this.createKey(workspace.id)) };
-  }
-
-  async createKey(workspaceId: string, times: { expiresAt?: Date; revokedAt?: Date } = {}) {
-    const key = newApiKey();
-    const keyId = newId();
-    await this.pool.query(
-      'INSERT INTO api_keys (id, workspace_id, name, hash, expires_at, revoked_at) VALUES ($1, $2, $3, $4, $5, $6)',
-      [keyId, workspaceId, 'test', hashApiKey(key), times.expiresAt ?? null, times.revokedAt ?? null],
-    );
-    return { key, keyId };
   }
 
   async startApi(settings: Record<string, string> = {}) {
@@ -201,18 +160,6 @@ export class TestSystem {
     return this.api.logs;
   }
 
-  async row(jobId: string): Promise<Row> {
-    const { rows } = await this.pool.query<Row>('SELECT * FROM scenario_jobs WHERE id = $1', [jobId]);
-    return rows[0] as Row;
-  }
-
-  async scenarioCount(jobId: string): Promise<number> {
-    const { rows } = await this.pool.query<{ count: number }>('SELECT count(*)::int FROM scenarios WHERE job_id = $1', [
-      jobId,
-    ]);
-    return rows[0]?.count as number;
-  }
-
   untilStatus(jobId: string, ...statuses: string[]) {
     return eventually(`job ${jobId} is ${statuses.join(' or ')}`, async () => {
       const job = await this.get(jobId);
@@ -245,52 +192,15 @@ export class TestSystem {
     return { job, pid };
   }
 
-  /** Inserts so many queued jobs that the queue does not know, and returns their ids, in order. */
-  async insertQueued(count: number, workspaceId = this.workspace.id): Promise<string[]> {
-    const ids = Array.from({ length: count }, newId).sort();
-    await this.pool.query(
-      `INSERT INTO scenario_jobs (id, workspace_id, user_email, prompt)
-       SELECT unnest($1::text[]), $2, 'ada@example.com', 'cooperative'`,
-      [ids, workspaceId],
-    );
-    return ids;
-  }
-
   /** How many entries of the queue there are for the job. */
   isQueued(jobId: string) {
     return this.redis.exists(`${this.settings.QUEUE_PREFIX}:scenario-jobs:${jobId}`);
   }
 
-  /** While `work` runs, somebody else has locked the row of a job, or of something else. */
-  async lockRow<T>(id: string, work: () => Promise<T>, table = 'scenario_jobs'): Promise<T> {
-    const client = await this.pool.connect();
-    try {
-      await client.query('BEGIN');
-      await client.query(`SELECT FROM ${table} WHERE id = $1 FOR UPDATE`, [id]);
-      return await work();
-    } finally {
-      client.release(true);
-    }
-  }
-
-  /** While `work` runs, nobody can connect to the database and every connection to it is cut. */
-  async cutPostgres(work: () => Promise<void>) {
-    const server = new Client({ connectionString: this.postgresUrl });
-    await server.connect();
-    try {
-      await server.query(`ALTER DATABASE ${this.name} ALLOW_CONNECTIONS false`);
-      await server.query('SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1', [this.name]);
-      await work();
-    } finally {
-      await server.query(`ALTER DATABASE ${this.name} ALLOW_CONNECTIONS true`);
-      await server.end();
-    }
-  }
-
   async stop() {
-    await Promise.all(this.workers.map((worker) => worker.stop()));
-    await this.api.stop();
-    await this.pool.end();
+    const processes = [...this.workers, ...((this.api as ServiceProcess | undefined) ? [this.api] : [])];
+    await Promise.all(processes.map((one) => one.stop()));
+    await this.close();
     this.redis.disconnect();
     const began = this.workers
       .flatMap((worker) => worker.logs)

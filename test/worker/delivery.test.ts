@@ -1,60 +1,29 @@
 import { randomUUID } from 'node:crypto';
 import { startBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
-import { mute } from '../support/muted-api';
-import { groupIsAlive, TestSystem } from '../support/test-system';
+import { mute, RedisUser } from '../support/redis-user';
+import { groupIsAlive, NO_POLL, TestSystem } from '../support/test-system';
 
-const NO_POLL = { CANCEL_POLL_MS: '3600000', BLIND_MS: '7200000', WORKER_LOST_MS: '10800000' };
+const UNDELIVERED = 'cancel could not be delivered, and will be noticed later';
+
+const stoppingOf = (system: TestSystem, jobId: string) =>
+  system.workers[0]!.untilLogged('stopping: the job was cancelled', jobId);
 
 describe('a worker learns of a cancel', () => {
   let system: TestSystem;
-  afterEach(() => system.stop());
-
-  const cancelAndSeeSource = async () => {
-    const { job } = await system.createRunning('cooperative');
-    expect((await system.cancel(job.id)).status).toBe(200);
-    return job;
-  };
-  const sourceOf = async (jobId: string) =>
-    (await system.workers[0]!.untilLogged('stopping: the job was cancelled', jobId)).source;
+  beforeAll(async () => {
+    system = await TestSystem.start({ settings: { ...NO_POLL, WORKER_CONCURRENCY: '1' } });
+  });
+  afterAll(() => system.stop());
 
   it('by the doorbell alone', async () => {
-    system = await TestSystem.start({ settings: NO_POLL });
-    const job = await cancelAndSeeSource();
-    await system.untilStopped(job.id);
-    expect(await sourceOf(job.id)).toBe('doorbell');
-  });
-
-  it('by the poll alone, when the message is lost', async () => {
-    system = await TestSystem.start({ api: await mute() });
-    const job = await cancelAndSeeSource();
-    await system.api.untilLogged('cancel could not be delivered, and will be noticed later', job.id);
-    await system.untilStopped(job.id);
-    expect(await sourceOf(job.id)).toBe('poll');
-  });
-
-  it('by subscribing again alone, when the message was lost with the connection', async () => {
-    system = await TestSystem.start({ settings: NO_POLL, api: await mute() });
-    const job = await cancelAndSeeSource();
-    await system.api.untilLogged('cancel could not be delivered, and will be noticed later', job.id);
-    expect(await system.row(job.id)).toMatchObject({ status: 'cancelled', stopped_at: null });
-    await system.redis.call('CLIENT', 'KILL', 'TYPE', 'pubsub');
-    await system.untilStopped(job.id);
-    expect(await sourceOf(job.id)).toBe('resubscribe');
-  });
-
-  it('too late to stop it: then the result is refused, and counted', async () => {
-    system = await TestSystem.start({ settings: NO_POLL, api: await mute() });
-    const { job } = await system.createRunning('slow 1500');
+    const { job } = await system.createRunning('cooperative');
     expect((await system.cancel(job.id)).status).toBe(200);
-    expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
-    expect(await system.scenarioCount(job.id)).toBe(0);
-    const metrics = await (await fetch(`${system.workers[0]!.url}/metrics`)).text();
-    expect(metrics).toMatch(/scenario_jobs_late_results_refused_total 1/);
+    await system.untilStopped(job.id);
+    expect((await stoppingOf(system, job.id)).source).toBe('doorbell');
   });
 
   it('although a run of its own that is lost cannot be repaired, for its row is locked', async () => {
-    system = await TestSystem.start({ settings: { ...NO_POLL, WORKER_CONCURRENCY: '1' } });
     const { job } = await system.createRunning('cooperative');
     const { worker_id: worker } = await system.row(job.id);
     // The next one in the queue: nobody is handed the lost job's entry.
@@ -78,7 +47,6 @@ describe('a worker learns of a cancel', () => {
   });
 
   it('and believes no message that neither has the token of the run nor is confirmed by the row', async () => {
-    system = await TestSystem.start({ settings: NO_POLL });
     const { job } = await system.createRunning('slow 1500');
     const row = await system.row(job.id);
     const channel = `${system.settings.QUEUE_PREFIX}:cancel:${row.worker_id}`;
@@ -92,7 +60,57 @@ describe('a worker learns of a cancel', () => {
     expect((await system.row(job.id)).attempt).toBe(1);
   });
 
-  it('and reads no message that is longer than any of ours', async () => {
+  it('on whichever worker runs the job', async () => {
+    await Promise.all([system.startWorker(), system.startWorker()]);
+    const jobs = await Promise.all([1, 2, 3].map(() => system.createRunning('cooperative')));
+    const workers = await Promise.all(jobs.map(async ({ job }) => (await system.row(job.id)).worker_id));
+    expect(new Set(workers).size).toBe(3);
+    for (const { job } of jobs) await system.cancel(job.id);
+    for (const { job } of jobs) expect((await system.untilStopped(job.id)).stopped_how).toBe('graceful');
+  });
+});
+
+describe('a worker learns of a cancel whose message is lost', () => {
+  let system: TestSystem;
+  afterEach(() => system.stop());
+
+  it('by the poll alone, when the message is lost', async () => {
+    system = await TestSystem.start({ api: await mute() });
+    const { job } = await system.createRunning('cooperative');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await system.api.untilLogged(UNDELIVERED, job.id);
+    await system.untilStopped(job.id);
+    expect((await stoppingOf(system, job.id)).source).toBe('poll');
+  });
+
+  it('by subscribing again alone', async () => {
+    const user = await RedisUser.create();
+    system = await TestSystem.start({ settings: NO_POLL, api: await mute(), worker: () => user.settings });
+    const { job } = await system.createRunning('cooperative');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await system.api.untilLogged(UNDELIVERED, job.id);
+    expect(await system.row(job.id)).toMatchObject({ status: 'cancelled', stopped_at: null });
+    await user.cut();
+    await system.untilStopped(job.id);
+    expect((await stoppingOf(system, job.id)).source).toBe('resubscribe');
+  });
+
+  it('too late to stop it: then the result is refused, and counted', async () => {
+    system = await TestSystem.start({ settings: NO_POLL, api: await mute() });
+    const { job } = await system.createRunning('slow 1500');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
+    expect(await system.scenarioCount(job.id)).toBe(0);
+    const metrics = await (await fetch(`${system.workers[0]!.url}/metrics`)).text();
+    expect(metrics).toMatch(/scenario_jobs_late_results_refused_total 1/);
+  });
+});
+
+describe('a worker that is sent messages', () => {
+  let system: TestSystem;
+  afterEach(() => system.stop());
+
+  it('reads no message that is longer than any of ours', async () => {
     system = await TestSystem.start({ settings: { ...NO_POLL, WATCHDOG_MS: '2000' } });
     const { job } = await system.createRunning('cooperative');
     const channel = `${system.settings.QUEUE_PREFIX}:cancel:${(await system.row(job.id)).worker_id}`;
@@ -103,7 +121,7 @@ describe('a worker learns of a cancel', () => {
     expect(await system.untilStopped(job.id)).toMatchObject({ attempt: 1, stopped_how: 'graceful' });
   });
 
-  it('and says the token of its run to nobody', async () => {
+  it('says the token of its run to nobody', async () => {
     system = await TestSystem.start({ settings: { LOG_LEVEL: 'trace' } });
     const { id } = await system.create('environment');
     await system.untilStatus(id, 'completed');
@@ -120,18 +138,11 @@ describe('a worker learns of a cancel', () => {
       expect(said).not.toContain(token);
     }
   });
+});
 
-  it('on whichever worker runs the job', async () => {
-    system = await TestSystem.start({ workers: 3, settings: { ...NO_POLL, WORKER_CONCURRENCY: '1' } });
-    const jobs = await Promise.all([1, 2, 3].map(() => system.createRunning('cooperative')));
-    const workers = await Promise.all(jobs.map(async ({ job }) => (await system.row(job.id)).worker_id));
-    expect(new Set(workers).size).toBe(3);
-    for (const { job } of jobs) await system.cancel(job.id);
-    for (const { job } of jobs) expect((await system.untilStopped(job.id)).stopped_how).toBe('graceful');
-  });
-
-  it('when it cannot ask Postgres at all: it stops its tasks after BLIND_MS', async () => {
-    system = await TestSystem.start({ settings: { BLIND_MS: '1000' } });
+describe('a worker that cannot ask Postgres', () => {
+  it('stops its tasks after BLIND_MS', async () => {
+    const system = await TestSystem.start({ settings: { BLIND_MS: '1000' } });
     const { pid, job } = await system.createRunning('cooperative');
     const { run_id: runId } = await system.row(job.id);
     await system.cutPostgres(async () => {

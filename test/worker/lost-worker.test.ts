@@ -65,31 +65,6 @@ describe('when a worker is lost', () => {
     expect(await system.scenarioCount(job.id)).toBe(1);
   });
 
-  it('frozen for less than its lock: its task was ended, and the job is run again by itself', async () => {
-    await system.stop();
-    system = await TestSystem.start({ settings: { ...SOON, LOCK_MS: '60000', WORKER_LOST_MS: '60000' } });
-    const { job, pid } = await system.createRunning('slow 3000');
-    system.workers[0]!.signal('SIGSTOP');
-    await eventually('the watchdog ended the task', async () => !(await groupIsAlive(pid)));
-    system.workers[0]!.signal('SIGCONT');
-    expect((await system.untilStatus(job.id, 'completed', 'failed')).status).toBe('completed');
-    expect((await system.row(job.id)).attempt).toBe(2);
-  });
-
-  it('kept from running while its task stops: what the task has said meanwhile is heard first', async () => {
-    await system.stop();
-    system = await TestSystem.start({ settings: { STOP_ACK_MS: '3000' } });
-    const { job, pid } = await system.createRunning('tidy');
-    process.kill(pid, 'SIGSTOP');
-    expect((await system.cancel(job.id)).status).toBe(200);
-    await system.workers[0]!.untilLogged('stopping: the job was cancelled', job.id);
-    system.workers[0]!.signal('SIGSTOP');
-    process.kill(pid, 'SIGCONT');
-    await sleep(3500);
-    system.workers[0]!.signal('SIGCONT');
-    expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
-  });
-
   it('again and again: its job fails with WORKER_LOST instead of ending workers for ever', async () => {
     const { job } = await system.createRunning('spin');
     for (let attempt = 1; attempt <= 3; attempt++) {
@@ -116,6 +91,34 @@ describe('when a worker is lost', () => {
     expect(next).not.toBe(watchdog);
     system.workers[0]!.signal('SIGKILL');
     await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
+  });
+});
+
+describe('when a worker is frozen for a moment', () => {
+  let system: TestSystem;
+  afterEach(() => system.stop());
+
+  it('for less than its lock: its task was ended, and the job is run again by itself', async () => {
+    system = await TestSystem.start({ settings: { ...SOON, LOCK_MS: '60000', WORKER_LOST_MS: '60000' } });
+    const { job, pid } = await system.createRunning('slow 3000');
+    system.workers[0]!.signal('SIGSTOP');
+    await eventually('the watchdog ended the task', async () => !(await groupIsAlive(pid)));
+    system.workers[0]!.signal('SIGCONT');
+    expect((await system.untilStatus(job.id, 'completed', 'failed')).status).toBe('completed');
+    expect((await system.row(job.id)).attempt).toBe(2);
+  });
+
+  it('while its task stops: what the task has said meanwhile is heard first', async () => {
+    system = await TestSystem.start({ settings: { STOP_ACK_MS: '3000' } });
+    const { job, pid } = await system.createRunning('tidy');
+    process.kill(pid, 'SIGSTOP');
+    expect((await system.cancel(job.id)).status).toBe(200);
+    await system.workers[0]!.untilLogged('stopping: the job was cancelled', job.id);
+    system.workers[0]!.signal('SIGSTOP');
+    process.kill(pid, 'SIGCONT');
+    await sleep(3500);
+    system.workers[0]!.signal('SIGCONT');
+    expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
   });
 });
 

@@ -4,13 +4,15 @@ import { pino } from 'pino';
 import { hashApiKey } from '../../src/auth/api-key';
 import { ApiKeyRepository } from '../../src/auth/api-key.repository';
 import { parseSettings } from '../../src/config/settings';
-import { Database } from '../../src/infrastructure/database';
+import { type Database } from '../../src/infrastructure/database';
 import { Metrics } from '../../src/infrastructure/metrics';
 import { CancelJob } from '../../src/modules/scenario-jobs/api/cancel-job';
 import { JobQueue } from '../../src/modules/scenario-jobs/job-queue';
 import { isCancellable, type JobStatus } from '../../src/modules/scenario-jobs/job-status';
 import { JobRepository, type NewRun, type Run } from '../../src/modules/scenario-jobs/job.repository';
 import { ActiveRun } from '../../src/modules/scenario-jobs/worker/active-runs';
+import { Reconciler } from '../../src/modules/scenario-jobs/worker/reconciler';
+import { eventually } from '../support/eventually';
 import { TestSystem } from '../support/test-system';
 
 const ROUNDS = 40;
@@ -29,10 +31,9 @@ describe('whoever writes first wins, and the other learns of it', () => {
   beforeAll(async () => {
     // The workers of these runs, or the reconciler of the real one would take them for lost.
     await system.pool.query(`INSERT INTO workers (id, seen_at) VALUES ('worker-1', now() + interval '1 hour')`);
-    database = new Database(parseSettings(system.settings), pino({ level: 'silent' }));
+    database = system.prisma();
     jobs = new JobRepository(database);
   });
-  afterAll(() => database.$disconnect());
 
   /** A job that no queue knows, so that only this test moves it. */
   const newJob = async () => {
@@ -114,7 +115,36 @@ describe('whoever writes first wins, and the other learns of it', () => {
       if (!owner) throw new Error('the key does not work');
       return owner;
     };
-    await expect(cancelJob.cancel({ hash, identify }, await newJob(), null)).rejects.toThrow('the key does not work');
+    const presented = { hash, identify, isOf: () => undefined };
+    await expect(cancelJob.cancel(presented, await newJob(), null)).rejects.toThrow('the key does not work');
+    await queue.onApplicationShutdown();
+  });
+
+  it('cancel against the reconciler, which has just read that the job is queued', async () => {
+    const logger = pino({ level: 'silent' });
+    const settings = { ...parseSettings(system.settings), RECONCILE_MS: 1 };
+    const queue = new JobQueue(settings, logger);
+    const metrics = new Metrics();
+    const [jobId] = (await system.insertQueued(1)) as [string];
+    await system.pool.query(`UPDATE scenario_jobs SET created_at = now() - interval '1 hour' WHERE id = $1`, [jobId]);
+    let passes = 0;
+    class Behind extends JobRepository {
+      override alone = (work: () => Promise<void>) => work();
+      override async findDependingOnQueue(...asked: Parameters<JobRepository['findDependingOnQueue']>) {
+        const page = await super.findDependingOnQueue(...asked);
+        if (passes++ === 0) {
+          expect(page).toContainEqual({ jobId, runId: null });
+          expect(await cancel(jobId)).toBeDefined();
+        }
+        return page;
+      }
+    }
+    const reconciler = new Reconciler(new Behind(database), queue, metrics, settings, logger);
+    reconciler.start();
+    await eventually('one pass is over', () => passes > 1);
+    await reconciler.stop();
+    expect(await metrics.repairs.get()).toMatchObject({ values: [] });
+    expect(await system.isQueued(jobId)).toBe(0);
     await queue.onApplicationShutdown();
   });
 

@@ -1,6 +1,3 @@
-import { pino } from 'pino';
-import { parseSettings } from '../../src/config/settings';
-import { Database } from '../../src/infrastructure/database';
 import { JobRepository, type Run } from '../../src/modules/scenario-jobs/job.repository';
 import { ActiveRun } from '../../src/modules/scenario-jobs/worker/active-runs';
 import { eventually } from '../support/eventually';
@@ -57,15 +54,10 @@ describe('what the queue forgets, the rows know', () => {
   });
 
   it('a run whose worker died together with Redis is begun again', async () => {
-    await system.stop();
-    system = await TestSystem.start({
-      redisUrl: redis.url,
-      settings: { ...SOON_LOST, LOCK_MS: '60000' },
-    });
     const { job } = await system.createRunning('slow 1000');
     system.workers[0]!.signal('SIGKILL');
     await system.redis.flushall();
-    await system.startWorker();
+    await system.startWorker({ ...SOON_LOST, LOCK_MS: '60000' });
     expect((await system.untilStatus(job.id, 'completed')).status).toBe('completed');
     expect((await system.row(job.id)).attempt).toBe(2);
   });
@@ -145,18 +137,13 @@ describe('what the queue forgets, the rows know', () => {
 
 describe('the reconciler', () => {
   let system: TestSystem;
-  let database: Database;
   let jobs: JobRepository;
   // No worker, whose own reconciler would be first.
   beforeAll(async () => {
     system = await TestSystem.start({ workers: 0 });
-    database = new Database(parseSettings(system.settings), pino({ level: 'silent' }));
-    jobs = new JobRepository(database);
+    jobs = new JobRepository(system.prisma());
   });
-  afterAll(async () => {
-    await database.$disconnect();
-    await system.stop();
-  });
+  afterAll(() => system.stop());
 
   async function runBy(workerId: string): Promise<Run> {
     const run = new ActiveRun((await system.create('cooperative')).id);

@@ -2,29 +2,23 @@ import { startBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
 import { OwnRedis } from '../support/own-redis';
 import { ServiceProcess } from '../support/service-process';
-import { type TcpProxy } from '../support/tcp-proxy';
 import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
 
 describe('a worker that is told to end', () => {
   let system: TestSystem;
   afterEach(() => system.stop());
 
-  it('lets its runs end, and takes no further jobs', async () => {
+  it('lets its runs end, takes no further jobs, and takes back its sign of life', async () => {
     system = await TestSystem.start({ settings: { DRAIN_MS: '20000', WORKER_CONCURRENCY: '1' } });
     const { job } = await system.createRunning('slow 1000');
     const next = await system.create('quick');
+    const signs = async () => (await system.pool.query('SELECT FROM workers')).rowCount;
+    expect(await signs()).toBe(1);
     system.workers[0]!.signal('SIGTERM');
     expect(await system.workers[0]!.ended()).toEqual({ code: null, signal: 'SIGTERM' });
+    expect(await signs()).toBe(0);
     expect((await system.get(job.id)).status).toBe('completed');
     expect((await system.get(next.id)).status).toBe('queued');
-  });
-
-  it('takes back its sign of life', async () => {
-    system = await TestSystem.start();
-    const signs = async () => (await system.pool.query('SELECT FROM workers')).rowCount;
-    await eventually('it has given one', async () => (await signs()) === 1);
-    await system.workers[0]!.stop();
-    expect(await signs()).toBe(0);
   });
 
   it.each(['cooperative', 'spin'])(
@@ -97,28 +91,26 @@ describe('a process that is told to end while Redis is', () => {
 });
 
 describe('a worker that is told to end while Postgres is away', () => {
-  let proxy: TcpProxy;
-  let system: TestSystem;
-  beforeEach(async () => {
-    ({ proxy, system } = await startBehindProxy('worker', {
-      DRAIN_MS: '100',
-      BLIND_MS: '3600000',
-      WORKER_LOST_MS: '7200000',
-    }));
-  });
-  afterEach(async () => {
-    await system.stop();
-    await proxy.stop();
+  it('gives up what it cannot record, and leaves no task', async () => {
+    // Both at once: most of it is waiting.
+    await Promise.all((['refuse', 'silence'] as const).map(endWithout));
   });
 
-  it.each(['refuse', 'silence'] as const)('%s: gives up what it cannot record, and leaves no task', async (fate) => {
-    const { pid } = await system.createRunning('cooperative');
-    await proxy[fate]();
-    const worker = system.workers.at(-1)!;
-    worker.signal('SIGTERM');
-    expect(await worker.ended()).toEqual({ code: null, signal: 'SIGTERM' });
-    expect(await groupIsAlive(pid)).toBe(false);
-  });
+  async function endWithout(fate: 'refuse' | 'silence') {
+    const settings = { DRAIN_MS: '100', BLIND_MS: '3600000', WORKER_LOST_MS: '7200000' };
+    const { proxy, system } = await startBehindProxy('worker', settings);
+    try {
+      const { pid } = await system.createRunning('cooperative');
+      await proxy[fate]();
+      const worker = system.workers[0]!;
+      worker.signal('SIGTERM');
+      expect(await worker.ended()).toEqual({ code: null, signal: 'SIGTERM' });
+      expect(await groupIsAlive(pid)).toBe(false);
+    } finally {
+      await system.stop();
+      await proxy.stop();
+    }
+  }
 });
 
 describe('the log of a process that is told to end', () => {
@@ -144,24 +136,23 @@ describe('the log of a process that is told to end', () => {
   });
 });
 
-describe('a worker that counts as lost too soon', () => {
-  it('says so', async () => {
-    const system = await TestSystem.start({ settings: { STOP_ACK_MS: '1000', STOP_GRACE_MS: '5000' } });
-    expect(system.workers[0]!.logs.map(({ msg }) => msg)).not.toContainEqual(expect.stringMatching(/^WORKER_LOST_MS/));
-    const worker = await system.startWorker({ WORKER_LOST_MS: '70000' });
-    await worker.untilLogged('WORKER_LOST_MS is short: a job may be run again while a lost worker still runs it');
-    await system.stop();
-  });
-});
-
-describe('a worker that cannot start', () => {
+describe('a worker that starts', () => {
   let system: TestSystem;
   beforeAll(async () => {
     system = await TestSystem.start({ workers: 0 });
   });
   afterAll(() => system.stop());
 
-  it('begins no run: its port is taken', async () => {
+  it('says when it counts as lost too soon', async () => {
+    const settings = { STOP_ACK_MS: '1000', STOP_GRACE_MS: '5000' };
+    const patient = await system.startWorker(settings);
+    const hasty = await system.startWorker({ ...settings, WORKER_LOST_MS: '70000' });
+    await hasty.untilLogged('WORKER_LOST_MS is short: a job may be run again while a lost worker still runs it');
+    expect(patient.logs.map(({ msg }) => msg)).not.toContainEqual(expect.stringMatching(/^WORKER_LOST_MS/));
+    await Promise.all([patient.stop(), hasty.stop()]);
+  });
+
+  it('begins no run when its port is taken', async () => {
     const job = await system.create('quick');
     const WORKER_PORT = new URL(system.api.url as string).port;
     const worker = await ServiceProcess.runToEnd('main.worker.js', { ...system.settings, WORKER_PORT });
