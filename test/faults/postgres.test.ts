@@ -225,7 +225,8 @@ describe('a worker that starts while Postgres is away', () => {
       const { id } = await system.create('quick');
       await proxy.refuse();
       const worker = await system.startWorker();
-      await worker.untilLogged('could not ask which runs were cancelled');
+      // Until the next poll nothing tells Postgres of it any more.
+      await eventually('it has asked in vain', () => worker.logs.some(({ source }) => source === 'resubscribe'));
       await proxy.accept();
       const { started_at: startedAt } = await system.untilStatus(id, 'completed');
       const { rows } = await system.pool.query<{ began: Date }>(
