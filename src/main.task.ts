@@ -36,7 +36,8 @@ const TRANSIENT = new Set([
   'UND_ERR_BODY_TIMEOUT',
   'UND_ERR_SOCKET',
 ]);
-const MAX_CAUSES = 5;
+/** Errors within an error that are looked at. */
+const MAX_CAUSES = 20;
 
 /** Kept before the task can replace it. */
 const kill = process.kill.bind(process);
@@ -61,6 +62,7 @@ async function run({ module, input }: Extract<ToTask, { kind: 'start' }>): Promi
 }
 
 async function attempt(path: string, input: Record<string, unknown>): Promise<FromTask> {
+  if (await isStopped()) return STOPPED;
   let task: unknown;
   try {
     task = taskOf((await import(pathToFileURL(path).href)) as { default?: unknown });
@@ -72,11 +74,8 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
     console.error(`${path} has no default export that is a function`);
     return { kind: 'threw', error: failure('TASK_NOT_LOADED', 'The task could not be loaded') };
   }
-  // Asked to stop while its module was loading: then it is not begun. A message that came while the module kept the
-  // event loop busy is read in the next turn; the first of these ends this one.
-  await endOfTurn();
-  await endOfTurn();
-  if (stop.signal.aborted) return { kind: 'threw', error: failure('TASK_STOPPED', 'The task was stopped') };
+  // While its module was loading.
+  if (await isStopped()) return STOPPED;
   let result: unknown;
   try {
     result = await (task as (...args: unknown[]) => unknown)(input, {
@@ -84,10 +83,19 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
       progress: report,
     });
   } catch (error) {
-    if (!stop.signal.aborted) console.error(error);
-    return { kind: 'threw', error: describe(error) };
+    return { kind: 'threw', error: logAndDescribe(error) };
   }
   return toMessage(result);
+}
+
+const STOPPED: FromTask = { kind: 'threw', error: failure('TASK_STOPPED', 'The task was stopped') };
+
+/** Whether it is asked to stop before it begins: then it does not. */
+async function isStopped(): Promise<boolean> {
+  // A message that came while the event loop was busy is read in the next turn; the first of these ends this one.
+  await endOfTurn();
+  await endOfTurn();
+  return stop.signal.aborted;
 }
 
 const endOfTurn = () => new Promise((resolve) => setImmediate(resolve));
@@ -115,6 +123,15 @@ function toMessage(result: unknown): FromTask {
   return { kind: 'returned', result: json };
 }
 
+function logAndDescribe(thrown: unknown): TaskError {
+  try {
+    if (!stop.signal.aborted) console.error(thrown);
+    return describe(thrown);
+  } catch {
+    return describe(undefined); // What was thrown throws when it is looked at.
+  }
+}
+
 /**
  * What the job's caller may know of an error. Only one that says `expose: true` shows its code and message; of
  * any other they stay in the log, for they can name files, hosts or worse.
@@ -131,11 +148,16 @@ function describe(thrown: unknown): TaskError {
 }
 
 /** `fetch`, and whatever tries several addresses, put the error of the network inside one of their own. */
-function mayPass(error: unknown, depth = 0): boolean {
-  if (typeof error !== 'object' || error === null || depth > MAX_CAUSES) return false;
-  const { code, cause, errors } = error as Record<string, unknown>;
-  if (typeof code === 'string' && TRANSIENT.has(code)) return true;
-  return [cause, ...(Array.isArray(errors) ? (errors as unknown[]) : [])].some((inner) => mayPass(inner, depth + 1));
+function mayPass(thrown: unknown): boolean {
+  const found = [thrown];
+  for (const error of found) {
+    if (typeof error !== 'object' || error === null) continue;
+    const { code, cause, errors } = error as Record<string, unknown>;
+    if (typeof code === 'string' && TRANSIENT.has(code)) return true;
+    const inner: unknown[] = [cause, ...(Array.isArray(errors) ? (errors as unknown[]).slice(0, MAX_CAUSES) : [])];
+    found.push(...inner.slice(0, MAX_CAUSES - found.length));
+  }
+  return false;
 }
 
 function failure(code: string, message: string): TaskError {

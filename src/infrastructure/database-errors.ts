@@ -18,6 +18,8 @@ const SOCKET_CODES = new Set([
   'ENOTFOUND',
   'EAI_AGAIN',
   'EPIPE',
+  'EMFILE',
+  'ENFILE',
   'EHOSTUNREACH',
 ]);
 const ADAPTER_KINDS = new Set([

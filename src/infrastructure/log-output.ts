@@ -22,6 +22,10 @@ export function logOutput({
 }): DestinationStream & { flush(done: () => void): void; flushSync(): void } {
   // What comes while that much waits for a reader is dropped.
   const output = pino.destination({ dest: STDOUT, sync: false, maxLength: 16 * 1024 * 1024 });
+  output.on('error', () => {
+    // A full disk, perhaps: what does not find room is lost, and the process goes on. At its end pino would try for ever.
+    output.flushSync = () => undefined;
+  });
   let lines = '';
   const take = () => {
     const taken = lines;

@@ -124,7 +124,7 @@ async function programOfSharedRedis(): Promise<string> {
   return /^executable:(.+?)\r?$/m.exec(info)?.[1] as string;
 }
 
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address() as AddressInfo;

@@ -250,6 +250,31 @@ const species = {
     await sleep(50);
     return { name: 'True scenario' };
   },
+  /** Sends without end what is no message. */
+  babbler: async () => {
+    const lines = 'x\n'.repeat(32_768);
+    for (;;) {
+      try {
+        writeSync(3, lines);
+      } catch {
+        // Nobody has read it yet.
+      }
+      await sleep(0);
+    }
+  },
+  /** Throws what throws when it is looked at. */
+  mine: () => {
+    const explode = () => {
+      throw new Error('looked at');
+    };
+    throw new Proxy({}, { get: explode, ownKeys: explode, getPrototypeOf: explode });
+  },
+  /** Throws errors within errors without end. */
+  mirrors: () => {
+    const error = new AggregateError([], 'mirrors');
+    error.errors = Array(300).fill(error);
+    throw error;
+  },
   /** Closes the channel between this process and its worker. */
   silent: () => {
     closeSync(3);

@@ -137,6 +137,29 @@ describe('cancelling a job whose task stops when it is asked', () => {
   });
 });
 
+describe('cancelling a job while its process is still starting', () => {
+  it('never loads its module', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'scenario-jobs-starting-'));
+    const node = join(folder, 'node');
+    await writeFile(node, `#!/bin/sh\nsleep 3\nexec '${process.execPath}' "$@"\n`, { mode: 0o755 });
+    // What it starts its processes with.
+    const NODE_OPTIONS = `--import="data:text/javascript,process.execPath='${node}'"`;
+    const SCENARIO_TASK = join(__dirname, '../support/slow-loading-task.mjs');
+    const system = await TestSystem.start({ settings: { SCENARIO_TASK }, worker: () => ({ NODE_OPTIONS }) });
+    try {
+      const { id } = await system.create('loads');
+      await system.workers[0]!.untilLogged('run began', id);
+      expect((await system.cancel(id)).status).toBe(200);
+      expect(await system.untilStopped(id)).toMatchObject({ stopped_how: 'graceful' });
+      // The first thing that the module does is to print.
+      expect(system.workers[0]!.logs.filter(({ msg, jobId }) => msg === 'task output' && jobId === id)).toEqual([]);
+    } finally {
+      await system.stop();
+      await rm(folder, { recursive: true });
+    }
+  });
+});
+
 describe('cancelling a job while its task is still loading', () => {
   let system: TestSystem;
   let folder: string;

@@ -22,6 +22,8 @@ describe('a task that goes wrong', () => {
     ['throws', 'GENERATION_ERROR', unable],
     ['throwsString', 'GENERATION_ERROR', unable],
     ['throwsNothing', 'GENERATION_ERROR', unable],
+    ['mine', 'GENERATION_ERROR', unable],
+    ['mirrors', 'GENERATION_ERROR', unable],
     ['noSuchSpecies', 'GENERATION_ERROR', unable],
     ['policy', 'CONTENT_POLICY_VIOLATION', 'The prompt is not allowed'],
     ['badCode', 'GENERATION_ERROR', 'The prompt is not allowed'],
@@ -75,6 +77,18 @@ describe('a task that goes wrong', () => {
     await system.untilStatus((await system.create('quick')).id, 'completed');
     await system.cancel(job.id);
     await system.untilStopped(job.id);
+  });
+
+  it('does not keep others from ending by sending its worker what is no message, without end', async () => {
+    const [babbler, bystander] = [await system.createRunning('babbler'), await system.createRunning('slow 1000')];
+    const deaf = '… the task has sent too much that is no message, and is heard no more';
+    await eventually('it is heard no more', () =>
+      system.workers[0]!.logs.some(({ jobId, line }) => jobId === babbler.job.id && line === deaf),
+    );
+    await system.untilStatus(bystander.job.id, 'completed');
+    expect((await system.row(bystander.job.id)).attempt).toBe(1);
+    await system.cancel(babbler.job.id);
+    await system.untilStopped(babbler.job.id);
   });
 
   it('has what it prints logged with the job id, up to a limit', async () => {

@@ -1,7 +1,12 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, openSync } from 'node:fs';
+import { join } from 'node:path';
 import { startBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
-import { OwnRedis } from '../support/own-redis';
-import { ServiceProcess } from '../support/service-process';
+import { freePort, OwnRedis } from '../support/own-redis';
+import { DIST, ServiceProcess } from '../support/service-process';
+import { TestDatabase } from '../support/test-database';
 import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
 
 describe('a worker that is told to end', () => {
@@ -133,6 +138,33 @@ describe('the log of a process that is told to end', () => {
     system.api.stopReading();
     system.api.signal('SIGTERM');
     expect(await system.api.ended()).toEqual({ code: null, signal: 'SIGTERM' });
+  });
+});
+
+describe('a process whose log finds no room on the disk', () => {
+  it('goes on without, and ends when it is told to', async () => {
+    const own = await TestDatabase.create();
+    const PORT = String(await freePort());
+    const full = openSync('/dev/full', 'w');
+    const api = spawn(process.execPath, [join(DIST, 'main.api.js')], {
+      env: {
+        PATH: process.env.PATH,
+        DATABASE_URL: own.url,
+        REDIS_URL: process.env.TEST_REDIS_URL!,
+        PORT,
+        HOST: '127.0.0.1',
+      },
+      stdio: ['ignore', full, 'ignore'],
+    });
+    const ended = once(api, 'exit');
+    const ask = () => fetch(`http://127.0.0.1:${PORT}/rest/v1/scenario-studio/jobs/j1o2b3i4d5x6`);
+    await eventually('it listens', async () => (await ask()).status === 401);
+    // More than it keeps in memory until it tries to write it.
+    for (let times = 0; times < 500; times++) expect((await ask()).status).toBe(401);
+    api.kill('SIGTERM');
+    expect(await ended).toEqual([null, 'SIGTERM']);
+    closeSync(full);
+    await own.close();
   });
 });
 

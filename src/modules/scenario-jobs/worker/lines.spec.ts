@@ -15,7 +15,7 @@ describe('reading lines', () => {
   };
 
   it('puts together what comes in pieces, and cuts what is too long', async () => {
-    expect(await read(['on', 'e\ntwo\nabcd', 'efg\n', '\nlast'], 5)).toEqual(['one', 'two', 'abcde', 'last']);
+    expect(await read(['on', 'e\ntwo\nabcd', 'efg\n', '\nlast'], 5)).toEqual(['one', 'two', 'abcde', '', 'last']);
   });
 
   it('looks for no line once none is wanted, and reads on', async () => {

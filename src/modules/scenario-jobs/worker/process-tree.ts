@@ -16,16 +16,20 @@ export function signalGroup(groupId: number, signal: NodeJS.Signals | 0): boolea
   }
 }
 
-const NAMED_RUN = new RegExp(`${RUN_ID_VARIABLE}=([^\0]*)`, 'g');
+const NAME = Buffer.from(`${RUN_ID_VARIABLE}=`);
+/** As much of a run's id as is read. */
+const MOST_ID = 64;
 
-/** So many processes are looked at at the same time: what they hold must fit into the watchdog. */
-const AT_ONCE = 16;
+/** So many processes are looked at at the same time; fewer once there were too few file descriptors for that. */
+let atOnce = 16;
+/** So often one look looks for what has begun meanwhile. */
+const ROUNDS = 10;
 
 /**
  * Kills trees and returns when nothing of them lives. Each group gets one signal as a whole, which no process in it
  * can escape by forking. Beside the groups themselves these are, on Linux, processes that left them (`setsid`, a
  * daemon): they are found by the run's id in their environment, as build servers do. One that clears its environment
- * as well is not found, nor one that forks faster than it can be looked for.
+ * as well is not found, nor ones that each begin the next and end faster than they can be looked for.
  *
  * What one look does not see can live all the same: a daemon that began behind it while its parent ended before it, or a
  * program that is just being loaded. So it takes two in a row that find nothing and nothing unsure.
@@ -62,6 +66,7 @@ const UNSURE_MS = 1000;
 /** Who cannot look must look again, and not take what was not seen for dead. */
 function unlessTooManyFiles(error: unknown): undefined {
   if (!isTooManyFiles(error)) throw error;
+  atOnce = Math.ceil(atOnce / 2);
 }
 
 function isTooManyFiles(error: unknown): boolean {
@@ -114,13 +119,18 @@ function lookAtAll(): Promise<Process[]> {
   return next;
 }
 
-/** All processes that run; a zombie does not. */
+/** All processes that run; a zombie does not. Those that begin meanwhile are read as well, as long as there are not ever more. */
 async function readProcesses(): Promise<Process[]> {
-  const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name));
   const processes: Process[] = [];
-  while (pids.length > 0) {
-    const read = await Promise.all(pids.splice(0, AT_ONCE).map(readProcess));
-    processes.push(...read.filter((one) => one !== undefined));
+  const seen = new Set<string>();
+  for (let round = 0; round < ROUNDS; round++) {
+    const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name) && !seen.has(name));
+    if (pids.length === 0) break;
+    for (const pid of pids) seen.add(pid);
+    while (pids.length > 0) {
+      const read = await Promise.all(pids.splice(0, atOnce).map(readProcess));
+      processes.push(...read.filter((one) => one !== undefined));
+    }
   }
   return processes;
 }
@@ -128,22 +138,32 @@ async function readProcesses(): Promise<Process[]> {
 async function readProcess(pid: string): Promise<Process | undefined> {
   try {
     const [state, , group] = await statOf(pid);
-    if (state === 'Z' || state === 'X') return undefined;
+    if (state === 'X') return undefined;
+    // Of a zombie other threads may run on. Its first one shows no environment any more, but they do.
+    const thread = state === 'Z' ? (await readdir(`/proc/${pid}/task`)).find((id) => id !== pid) : undefined;
+    if (state === 'Z' && thread === undefined) return undefined;
     const found = { pid: Number(pid), groupId: Number(group) };
     // Of the kernel, or from outside of this container.
     if (found.groupId === 0) return undefined;
-    return { ...found, named: await runsNamedBy(pid) };
+    return { ...found, named: await runsNamedBy(thread ? `${pid}/task/${thread}` : pid) };
   } catch (error) {
     if (isTooManyFiles(error)) throw error;
     return undefined; // It has ended.
   }
 }
 
-async function runsNamedBy(pid: string): Promise<string[] | undefined> {
+/** `place` is that of a process or of a thread below /proc. */
+async function runsNamedBy(place: string): Promise<string[] | undefined> {
   try {
-    const environment = await readFile(`/proc/${pid}/environ`, 'latin1');
-    if (environment === '' && !(await hasNoEnvironment(pid))) return undefined;
-    return [...environment.matchAll(NAMED_RUN)].map(([, runId]) => runId as string);
+    // Not as text: of many that are large together it would be too much for the watchdog.
+    const environment = await readFile(`/proc/${place}/environ`);
+    if (environment.length === 0 && !(await hasNoEnvironment(place))) return undefined;
+    const runIds: string[] = [];
+    for (let at = environment.indexOf(NAME); at >= 0; at = environment.indexOf(NAME, at + 1)) {
+      const [runId = ''] = environment.toString('latin1', at + NAME.length, at + NAME.length + MOST_ID).split('\0', 1);
+      runIds.push(runId);
+    }
+    return runIds;
   } catch (error) {
     if (isTooManyFiles(error)) throw error;
     return []; // It has ended, or is not ours to look into.
@@ -151,13 +171,13 @@ async function runsNamedBy(pid: string): Promise<string[] | undefined> {
 }
 
 /** What stands in a process's `stat` behind its command, which may contain anything: state, parent, group, … */
-async function statOf(pid: string): Promise<string[]> {
-  const stat = await readFile(`/proc/${pid}/stat`, 'latin1');
+async function statOf(place: string): Promise<string[]> {
+  const stat = await readFile(`/proc/${place}/stat`, 'latin1');
   return stat.slice(stat.lastIndexOf(')') + 2).split(' ');
 }
 
 /** Whether a process was started without any environment. While it is loaded, or ends, it has no place for one yet. */
-async function hasNoEnvironment(pid: string): Promise<boolean> {
-  const [start, end] = (await statOf(pid)).slice(47, 49);
+async function hasNoEnvironment(place: string): Promise<boolean> {
+  const [start, end] = (await statOf(place)).slice(47, 49);
   return start === end && end !== '0';
 }

@@ -39,7 +39,7 @@ export function parseFromTask(line: string): FromTask | undefined {
   const { kind, progress, result, error } = parse(line);
   switch (kind) {
     case 'acknowledged':
-      return { kind };
+      return line.length <= MAX_PROGRESS ? { kind } : undefined;
     case 'progress':
       return line.length <= MAX_PROGRESS ? { kind, progress } : undefined;
     case 'returned':

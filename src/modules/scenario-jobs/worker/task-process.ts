@@ -26,6 +26,9 @@ const EXIT_WITHIN_MS = 1000;
 /** When the whole tree is dead all that it has said can be read at once. */
 const READ_WITHIN_MS = 200;
 const MAX_LINE = 4096;
+/** So many characters of what is no message are read of one run, a line for at least so many: reading it keeps others waiting. */
+const MAX_STRANGE = 4 * MAX_MESSAGE;
+const STRANGE_LINE = MAX_STRANGE / 100;
 /** What one run may print into the log. */
 const MAX_OUTPUT = 64 * 1024;
 /** Whoever sent them: the watchdog may have. */
@@ -69,6 +72,7 @@ export class TaskProcess {
   private stopping = false;
   private acknowledged = false;
   private outOfMemory = false;
+  private strange = 0;
   private timer: NodeJS.Timeout | undefined;
 
   constructor(private readonly options: TaskOptions) {
@@ -129,6 +133,8 @@ export class TaskProcess {
 
   private kill(): void {
     this.signal('SIGKILL', 'killed');
+    // What has left the group too, not only when the task is gone: something that traces it can keep it from that.
+    if (this.how === 'killed') void killTrees([this.tree]);
   }
 
   /** Not once the process has been reaped: its group's id may be somebody else's by now. */
@@ -138,8 +144,9 @@ export class TaskProcess {
     signalGroup(this.tree.groupId, signal);
   }
 
-  private onMessage(line: string): void {
-    if (this.end) return;
+  /** False when nothing more is heard. */
+  private onMessage(line: string): void | false {
+    if (this.end) return false;
     const message = parseFromTask(line);
     switch (message?.kind) {
       case 'progress':
@@ -154,8 +161,12 @@ export class TaskProcess {
       case 'threw':
         this.end = message;
         if (!this.stopping) this.after(EXIT_WITHIN_MS, () => this.kill());
-        return;
+        return false;
       case undefined: // Not one of ours.
+        this.strange += Math.max(line.length, STRANGE_LINE);
+        if (this.strange <= MAX_STRANGE) return;
+        this.options.onOutput('… the task has sent too much that is no message, and is heard no more', 'stderr');
+        return false;
     }
   }
 
@@ -193,6 +204,7 @@ export class TaskProcess {
       readLines(source, MAX_LINE, (line) => {
         if (budget <= 0) return false;
         budget -= line.length + 1;
+        if (line === '') return;
         this.options.onOutput(line, stream);
         if (budget > 0) return;
         this.options.onOutput(`… the task has printed ${MAX_OUTPUT / 1024} KiB, the rest is dropped`, stream);
