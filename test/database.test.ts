@@ -1,8 +1,10 @@
 import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { ApiKeyRepository } from '../src/auth/api-key.repository';
 import { newId } from '../src/infrastructure/ids';
 import { isTerminal, JOB_STATUSES, type JobStatus, TRANSITIONS } from '../src/modules/scenario-jobs/job-status';
+import { JobRepository } from '../src/modules/scenario-jobs/job.repository';
 import { TestDatabase } from './support/test-database';
 
 let own: TestDatabase;
@@ -152,5 +154,29 @@ describe('the database refuses', () => {
     await move(id, 'cancelled');
     await update(id, `stopped_at = now(), stopped_how = 'graceful'`);
     await expect(update(id, `stopped_how = 'killed'`)).rejects.toThrow(/can no longer change/);
+  });
+});
+
+describe('a database with a time zone and a style of dates of its own', () => {
+  const HOUR_MS = 3_600_000;
+  const newJob = { userEmail: 'ada@example.com', prompt: 'p', context: null, scenarioSlug: null, requestId: null };
+
+  it.each(['Asia/Kolkata', 'America/St_Johns'])('keeps the right times: %s', async (zone) => {
+    const other = await TestDatabase.create();
+    const name = new URL(other.url).pathname.slice(1);
+    await other.pool.query(`ALTER DATABASE ${name} SET timezone = '${zone}'`);
+    await other.pool.query(`ALTER DATABASE ${name} SET datestyle = 'SQL, DMY'`);
+    // An option of its own in the URL counts as well.
+    const database = other.prisma('?options=-c%20work_mem%3D5MB');
+    const { job } = await new JobRepository(database).create(other.workspace.id, newJob);
+    expect(Math.abs(Number(job.createdAt) - Date.now())).toBeLessThan(HOUR_MS / 2);
+    const { id } = await new ApiKeyRepository(database).create('acme', 'ci', new Date(Date.now() + HOUR_MS));
+    const { rows } = await other.pool.query<{ left: number }>(
+      'SELECT EXTRACT(EPOCH FROM expires_at - now())::float8 * 1000 AS left FROM api_keys WHERE id = $1',
+      [id],
+    );
+    expect(Math.abs(rows[0]!.left - HOUR_MS)).toBeLessThan(HOUR_MS / 2);
+    expect(await database.$queryRaw`SHOW work_mem`).toEqual([{ work_mem: '5MB' }]);
+    await other.close();
   });
 });

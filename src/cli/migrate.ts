@@ -20,7 +20,7 @@ const MIGRATIONS = join(__dirname, '..', '..', 'prisma', 'migrations');
  * those of the running service, too: no longer than they have the patience for.
  */
 const LOCK_MS = 2000;
-/** So long after that, it tries again. */
+/** So long after that, it tries again; and so often, that is for five minutes, to be the only one that migrates. */
 const PAUSE_MS = 3000;
 const LOCK_TRIES = 60;
 const LOCK_NOT_AVAILABLE = '55P03';
@@ -40,7 +40,7 @@ const BOOKS = `CREATE TABLE IF NOT EXISTS _prisma_migrations (
 const HELP = `Usage: npm run migrate
 
 Applies the migrations in prisma/migrations that the database does not have yet, each in a transaction of its
-own. Several at once wait for each other. Those of a later version are left as they are. A table that somebody
+own. Several at once wait for each other, for five minutes at most. Those of a later version are left as they are. A table that somebody
 reads for long, a backup for one, is waited for in short turns, for five minutes, and the service goes on
 meanwhile. The database must exist; DATABASE_URL names it, directly and not through a pooler.
 
@@ -72,13 +72,16 @@ async function main(args: string[]): Promise<number> {
     await client.connect();
     // Whatever the role has: another migration, or this one, may take long.
     await client.query('SET statement_timeout = 0; SET lock_timeout = 0');
-    await client.query('SELECT pg_advisory_lock($1)', [PRISMA_LOCK]);
+    await lockPatiently(client);
     await client.query(BOOKS);
     const { rows } = await client.query<Applied>(
       'SELECT migration_name, checksum, finished_at FROM _prisma_migrations WHERE rolled_back_at IS NULL',
     );
     const pending = findPending(rows);
     for (const migration of pending) await applyPatiently(client, migration);
+    // A pooler may give the connection to somebody else.
+    await client.query('SELECT pg_advisory_unlock($1)', [PRISMA_LOCK]);
+    await client.query('RESET statement_timeout; RESET lock_timeout');
     process.stdout.write(`${pending.length} migration(s) applied, ${rows.length} were there before\n`);
     return 0;
   } catch (error) {
@@ -88,6 +91,26 @@ async function main(args: string[]): Promise<number> {
     return 1;
   } finally {
     await client?.end().catch(() => undefined);
+  }
+}
+
+/** Waits until no other migration is under way. */
+async function lockPatiently(client: Client): Promise<void> {
+  for (let tries = 1; ; tries++) {
+    const { rows } = await client.query<{ locked: boolean }>('SELECT pg_try_advisory_lock($1) AS locked', [
+      PRISMA_LOCK,
+    ]);
+    if (rows[0]?.locked) return;
+    const holder = await client.query<{ pid: number; application_name: string }>(
+      `SELECT pid, application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
+       WHERE locktype = 'advisory' AND objid = $1 AND granted`,
+      [PRISMA_LOCK],
+    );
+    const { pid, application_name: name } = holder.rows[0] ?? {};
+    const who = pid === undefined ? '' : `, on connection ${pid} ${name ? `of ${name}` : ''}`.trimEnd();
+    if (tries === LOCK_TRIES) throw new Error(`another migration holds the lock for too long${who}`);
+    process.stderr.write(`Another migration is under way${who}: waiting\n`);
+    await sleep(PAUSE_MS);
   }
 }
 

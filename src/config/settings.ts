@@ -86,7 +86,7 @@ export const SETTINGS = {
   WORKER_PORT: count(3001, 65535, "Port of a worker's health and metrics; 0 takes any free one.", 0),
   LOG_LEVEL: oneOf(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'])
     .default('info')
-    .describe('Least level that is logged.'),
+    .describe('Lowest level that is logged.'),
   LOG_FORMAT: oneOf(['json', 'pretty']).default('json').describe('`pretty` is for people in development.'),
   SCENARIO_DOMAIN: z
     .string()
@@ -118,14 +118,17 @@ export const SETTINGS = {
   STOP_GRACE_MS: milliseconds(5000, 'How long a task that has acknowledged may clean up before SIGTERM.'),
   STOP_KILL_MS: milliseconds(2000, 'How long after SIGTERM the whole process group gets SIGKILL.'),
   CANCEL_POLL_MS: milliseconds(2000, 'How often a worker asks Postgres which of its runs were cancelled.', 50),
-  BLIND_MS: milliseconds(60_000, 'A worker that cannot ask for so long stops its tasks.'),
+  BLIND_MS: milliseconds(60_000, 'A worker that cannot query Postgres for so long stops its tasks.'),
   WATCHDOG_MS: milliseconds(10_000, 'A worker process frozen for so long loses its tasks to its watchdog.', 1000),
   LOCK_MS: milliseconds(
     30_000,
-    'How long BullMQ leaves a job to a worker that it does not hear from, before it looks whether another may have it.',
+    'BullMQ delivers a job again when its worker has not renewed its lock for so long.',
     1000,
   ),
-  WORKER_LOST_MS: milliseconds(90_000, 'A worker not heard of in Postgres for so long counts as dead.'),
+  WORKER_LOST_MS: milliseconds(
+    90_000,
+    'A worker that has given no sign of life in Postgres for so long counts as dead.',
+  ),
   RECONCILE_MS: milliseconds(10_000, 'How often rows and queue are compared and repaired.', 50),
   DRAIN_MS: milliseconds(25_000, 'How long a worker told to shut down waits for its runs before it stops them.', 0),
 } as const;

@@ -39,7 +39,7 @@ export const API_ERRORS = {
   service_unavailable: {
     status: 503,
     type: 'service_unavailable',
-    about: 'The job or Postgres cannot be had just now; try again after `Retry-After` seconds.',
+    about: 'Postgres is unavailable, or the row of the job is locked; try again after `Retry-After` seconds.',
   },
 } as const;
 

@@ -2,9 +2,10 @@
 const PRISMA_CODES = new Set(['P1001', 'P1002', 'P1008', 'P1017', 'P2024', 'P2028', 'P2037']);
 /**
  * SQLSTATE classes: connection, log-in, no such database, rollback (deadlock, serialization), resources, operator
- * intervention, system; and a standby that refuses to write, `lock_timeout`, and errors inside Postgres itself.
+ * intervention, system; and a standby that refuses to write, `lock_timeout`, errors inside Postgres itself, and a pooler
+ * that does not know prepared statements.
  */
-const SQLSTATES = /^(08|28|3D|40|53|57|58)[0-9A-Z]{3}$|^25006$|^55P03$|^XX000$/;
+const SQLSTATES = /^(08|28|3D|40|53|57|58)[0-9A-Z]{3}$|^25006$|^55P03$|^XX000$|^42P05$|^26000$/;
 /**
  * What the driver says without a code, when a connection ends or an answer does not come; and of a Unix socket whose server
  * is away, for ENOENT by itself is the code of any file.

@@ -22,6 +22,18 @@ export const LONGEST_STATEMENT_MS = CONNECT_TIMEOUT_MS + QUERY_TIMEOUT_MS;
  */
 const IDLE_CONNECTIONS = 2;
 
+/**
+ * Prisma's adapter takes every time for UTC, in ISO's style, whatever the server says: with another `TimeZone`, which a
+ * database or a role may have, jobs had the wrong times and keys lived for hours more or less.
+ */
+const SESSION = '-c TimeZone=UTC -c DateStyle=ISO';
+
+/** The URL with these options of a session after its own: the last of two in a URL counts. */
+function withSession(url: string): string {
+  const own = new URL(url).searchParams.get('options') ?? '';
+  return `${url}${url.includes('?') ? '&' : '?'}options=${encodeURIComponent(`${own} ${SESSION}`.trim())}`;
+}
+
 /** Far more than there are statements in the code; one that is made up at run time would never come again. */
 const MAX_NAMED_STATEMENTS = 200;
 
@@ -50,7 +62,7 @@ export class Database extends PrismaClient implements OnModuleInit, OnApplicatio
       errorFormat: 'minimal',
       adapter: new PrismaPg(
         {
-          connectionString: settings.DATABASE_URL,
+          connectionString: withSession(settings.DATABASE_URL),
           max: settings.DATABASE_POOL_SIZE,
           min: IDLE_CONNECTIONS,
           connectionTimeoutMillis: CONNECT_TIMEOUT_MS,

@@ -331,6 +331,8 @@ describe('while Postgres is away', () => {
         redis: 'up',
         error: { code: 'service_unavailable' },
       });
+      // Nobody else would see why a process gets no requests.
+      expect(await system.api.untilLogged('server is down')).toMatchObject({ server: 'postgres', level: 'warn' });
       expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
     });
     const { body } = await eventually('it answers again', async () => {

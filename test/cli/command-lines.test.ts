@@ -237,9 +237,25 @@ describe('migrate', () => {
     expect(printed).toContain(`${migrations.at(-1)} waits: somebody else uses a table that it changes`);
   });
 
+  it('says whom it waits for, and goes on when that has ended', async () => {
+    const other = await system.pool.connect();
+    const { rows } = await other.query<{ pid: number }>('SELECT pg_backend_pid() AS pid, pg_advisory_lock(72707369)');
+    const migrate = ServiceProcess.runToEnd('cli/migrate.js', { DATABASE_URL: system.settings.DATABASE_URL! });
+    await eventually('it has asked who holds the lock', async () => {
+      const { rowCount } = await system.pool.query(
+        `SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%FROM pg_locks%' AND pid <> pg_backend_pid()`,
+      );
+      return rowCount === 1;
+    });
+    other.release(true);
+    const { exit, printed } = await migrate;
+    expect(exit).toEqual({ code: 0, signal: null });
+    expect(printed).toContain(`Another migration is under way, on connection ${rows[0]!.pid}: waiting`);
+  });
+
   it('says that it has failed when its connection is lost', async () => {
     const proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
-    const cut = proxy.cutWhenSent('pg_advisory_lock', 'asked');
+    const cut = proxy.cutWhenSent('pg_try_advisory_lock', 'asked');
     const DATABASE_URL = proxy.through(system.settings.DATABASE_URL!);
     expect(await ServiceProcess.runToEnd('cli/migrate.js', { DATABASE_URL })).toMatchObject({
       exit: { code: 1 },

@@ -67,9 +67,9 @@ export class TestDatabase {
     return { key, keyId };
   }
 
-  /** It as the service's own code uses it. Closed by `close`, if not before. */
-  prisma(): Database {
-    const settings = parseSettings({ DATABASE_URL: this.url, REDIS_URL: process.env.TEST_REDIS_URL! });
+  /** It as the service's own code uses it, by a URL with that at its end. Closed by `close`, if not before. */
+  prisma(query = ''): Database {
+    const settings = parseSettings({ DATABASE_URL: this.url + query, REDIS_URL: process.env.TEST_REDIS_URL! });
     const database = new Database(settings, pino({ level: 'silent' }));
     this.opened.push(database);
     return database;

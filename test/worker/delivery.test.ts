@@ -158,6 +158,22 @@ describe('a worker that cannot ask Postgres', () => {
   });
 });
 
+describe('a worker that is handed a job which its database does not have', () => {
+  it('says so, and begins nothing', async () => {
+    const system = await TestSystem.start({ workers: 0 });
+    const { id } = await system.create('quick');
+    await system.pool.query('DELETE FROM scenario_jobs WHERE id = $1', [id]);
+    const worker = await system.startWorker();
+    const { level } = await worker.untilLogged(
+      'run refused: this database has no such job; does another one use this queue, by the same QUEUE_PREFIX?',
+      id,
+    );
+    expect(level).toBe('warn');
+    expect(worker.logged('run began', id)).toBeUndefined();
+    await system.stop();
+  });
+});
+
 describe('a worker that asks Postgres about its runs', () => {
   let system: TestSystem;
   afterEach(() => system.stop());

@@ -7,7 +7,7 @@ import { Database } from '../../infrastructure/database';
 import { isDatabaseUnavailable, isUniqueViolation } from '../../infrastructure/database-errors';
 import { isId, newId } from '../../infrastructure/ids';
 import { type JobCounts } from '../../infrastructure/metrics';
-import { type JobStatus, type StopKind } from './job-status';
+import { isCancellable, type JobStatus, type StopKind } from './job-status';
 
 /** A job as its callers see it, before it is dressed for HTTP. */
 export type JobRow = {
@@ -239,9 +239,9 @@ export class JobRepository {
   /**
    * Takes the job for a run. queued: it becomes processing. processing, and its worker has not been heard of for
    * `lostMs`: this run takes over; the earlier one can record nothing from now on. Otherwise nothing happens: the job is
-   * `taken` by a worker that lives, whatever the queue thinks of it, or `finished`, or missing.
+   * `taken` by a worker that lives, whatever the queue thinks of it, or `finished`, or `missing`.
    */
-  async claim(run: NewRun, workerId: string, lostMs: number): Promise<ClaimedJob | 'taken' | 'finished'> {
+  async claim(run: NewRun, workerId: string, lostMs: number): Promise<ClaimedJob | 'taken' | 'finished' | 'missing'> {
     const { jobId, runId, stopToken } = run;
     const rows = await this.database.$queryRaw<ClaimedJob[]>`
       UPDATE scenario_jobs j
@@ -252,8 +252,9 @@ export class JobRepository {
                 request_id AS "requestId"`;
     if (rows[0]) return rows[0];
     // It may have been requeued since: then it can be claimed at the next try.
-    const open = await this.database.job.count({ where: { id: jobId, status: { in: ['queued', 'processing'] } } });
-    return open > 0 ? 'taken' : 'finished';
+    const job = await this.database.job.findUnique({ where: { id: jobId }, select: { status: true } });
+    if (!job) return 'missing';
+    return isCancellable(job.status) ? 'taken' : 'finished';
   }
 
   /**

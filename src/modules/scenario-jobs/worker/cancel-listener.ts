@@ -12,7 +12,8 @@ import { WORKER_ID } from './worker-id';
 const DEAF_MS = 5000;
 
 /** What makes the worker ask Postgres about its runs. */
-type Source = 'doorbell' | 'poll' | 'resubscribe';
+const SOURCES = ['doorbell', 'poll', 'resubscribe'] as const;
+type Source = (typeof SOURCES)[number];
 
 /**
  * Learns which of this worker's runs must stop, in three ways of which each is enough: the doorbell, a poll, and
@@ -44,6 +45,8 @@ export class CancelListener {
   ) {}
 
   start(): void {
+    // An alert on the first of them needs the nought before it.
+    for (const source of SOURCES) this.metrics.signalSeconds.zero({ source });
     const subscription = connectPatiently(this.settings, this.logger, 'doorbell', {
       silenceMs: DEAF_MS,
       sharded: true,

@@ -13,6 +13,8 @@ const PASS_LIMIT_MS = 60_000;
 /** A pass has its lock for longer than it works, the questions included that it has asked by then. */
 const LOCK_LIMIT_MS = PASS_LIMIT_MS + 30_000;
 
+const REPAIRS = ['added', 'requeued', 'worker_lost', 'orphan_requeued', 'orphan_confirmed'];
+
 /**
  * Compares rows with the queue and repairs what differs: a queued job that the queue does not know is added; a
  * processing one whose worker is dead and that the queue does not know is requeued; a cancelled run whose worker
@@ -31,7 +33,10 @@ export class Reconciler {
     private readonly metrics: Metrics,
     @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
     @Inject(LOGGER) private readonly logger: Logger,
-  ) {}
+  ) {
+    // An alert on the first of them needs the nought before it.
+    for (const repair of REPAIRS) this.metrics.repairs.inc({ repair }, 0);
+  }
 
   start(): void {
     this.timer = setTimeout(() => {

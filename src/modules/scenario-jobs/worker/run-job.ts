@@ -68,10 +68,16 @@ export class RunJob {
   private async claimAndRun(run: ActiveRun): Promise<Outcome> {
     const logger = this.logger.child({ jobId: run.jobId, runId: run.runId });
     const job = await this.claim(run);
-    if (job === 'taken' || job === 'finished') {
-      logger.debug(`run refused: the job is ${job === 'taken' ? 'run by a worker that lives' : 'finished or gone'}`);
-      return { kind: job === 'taken' ? 'taken' : 'refused' };
+    if (job === 'taken') {
+      logger.debug('run refused: the job is run by a worker that lives');
+      return { kind: 'taken' };
     }
+    if (job === 'missing') {
+      logger.warn(
+        'run refused: this database has no such job; does another one use this queue, by the same QUEUE_PREFIX?',
+      );
+    } else if (job === 'finished') logger.debug('run refused: the job is finished');
+    if (typeof job === 'string') return { kind: 'refused' };
     run.claimed = true;
     if (job.attempt > this.settings.MAX_ATTEMPTS) {
       const lost = { code: 'WORKER_LOST', message: 'The job was given up after its workers were lost' };
