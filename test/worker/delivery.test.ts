@@ -141,8 +141,11 @@ describe('a worker that is sent messages', () => {
 });
 
 describe('a worker that cannot ask Postgres', () => {
+  let system: TestSystem;
+  afterEach(() => system.stop());
+
   it('stops its tasks after BLIND_MS', async () => {
-    const system = await TestSystem.start({ settings: { BLIND_MS: '1000' } });
+    system = await TestSystem.start({ settings: { BLIND_MS: '1000' } });
     const { pid, job } = await system.createRunning('cooperative');
     const { run_id: runId } = await system.row(job.id);
     await system.cutPostgres(async () => {

@@ -158,13 +158,17 @@ describe('a process whose log finds no room on the disk', () => {
     });
     const ended = once(api, 'exit');
     const ask = () => fetch(`http://127.0.0.1:${PORT}/rest/v1/scenario-studio/jobs/j1o2b3i4d5x6`);
-    await eventually('it listens', async () => (await ask()).status === 401);
-    // More than it keeps in memory until it tries to write it.
-    for (let times = 0; times < 500; times++) expect((await ask()).status).toBe(401);
-    api.kill('SIGTERM');
-    expect(await ended).toEqual([null, 'SIGTERM']);
-    closeSync(full);
-    await own.close();
+    try {
+      await eventually('it listens', async () => (await ask()).status === 401);
+      // More than it keeps in memory until it tries to write it.
+      for (let times = 0; times < 500; times++) expect((await ask()).status).toBe(401);
+      api.kill('SIGTERM');
+      expect(await ended).toEqual([null, 'SIGTERM']);
+    } finally {
+      api.kill('SIGKILL');
+      closeSync(full);
+      await own.close();
+    }
   });
 });
 
