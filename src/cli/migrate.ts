@@ -20,7 +20,7 @@ const MIGRATIONS = join(__dirname, '..', '..', 'prisma', 'migrations');
  * those of the running service, too: no longer than they have the patience for.
  */
 const LOCK_MS = 2000;
-/** So long after that, it tries again; and so often, that is for five minutes, to be the only one that migrates. */
+/** So long after that, it tries again; the same if another migration is under way. */
 const PAUSE_MS = 3000;
 const LOCK_TRIES = 60;
 const LOCK_NOT_AVAILABLE = '55P03';
@@ -40,9 +40,9 @@ const BOOKS = `CREATE TABLE IF NOT EXISTS _prisma_migrations (
 const HELP = `Usage: npm run migrate
 
 Applies the migrations in prisma/migrations that the database does not have yet, each in a transaction of its
-own. Several at once wait for each other, for five minutes at most. Those of a later version are left as they are. A table that somebody
-reads for long, a backup for one, is waited for in short turns, for five minutes, and the service goes on
-meanwhile. The database must exist; DATABASE_URL names it, directly and not through a pooler.
+own. Several at once wait for each other, for three minutes at most. Those of a later version are left as they
+are. A table that somebody reads for long, a backup for one, is waited for in short turns, for five minutes, and
+the service goes on meanwhile. The database must exist; DATABASE_URL names it, directly and not through a pooler.
 
 Exit codes: 0 applied or nothing to do, 1 failed, 2 wrong usage.
 `;
@@ -103,7 +103,7 @@ async function lockPatiently(client: Client): Promise<void> {
     if (rows[0]?.locked) return;
     const holder = await client.query<{ pid: number; application_name: string }>(
       `SELECT pid, application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
-       WHERE locktype = 'advisory' AND objid = $1 AND granted`,
+       WHERE locktype = 'advisory' AND objid = $1 AND granted AND datname = current_database()`,
       [PRISMA_LOCK],
     );
     const { pid, application_name: name } = holder.rows[0] ?? {};

@@ -1,8 +1,9 @@
 import { type Readable } from 'node:stream';
 
 /**
- * Calls back for each line, an empty one too, cut to `most` characters. Never holds more than a line, and never stops reading; but once
- * `onLine` returns false no line is looked for any more: whoever writes without end must not keep us from all else.
+ * Calls back for each line, an empty one too, cut to `most` characters. Never holds more than a line, and never stops
+ * reading; but once `onLine` returns false no line is looked for any more: whoever writes without end must not keep us
+ * from all else.
  */
 export function readLines(source: Readable, most: number, onLine: (line: string) => void | false): void {
   let wanted = true;

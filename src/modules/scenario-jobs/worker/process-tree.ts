@@ -119,7 +119,7 @@ function lookAtAll(): Promise<Process[]> {
   return next;
 }
 
-/** All processes that run; a zombie does not. Those that begin meanwhile are read as well, as long as there are not ever more. */
+/** All processes that run; a zombie does not. Those that begin meanwhile are read as well, unless there are ever more. */
 async function readProcesses(): Promise<Process[]> {
   const processes: Process[] = [];
   const seen = new Set<string>();

@@ -134,7 +134,7 @@ export class TaskProcess {
   private kill(): void {
     this.signal('SIGKILL', 'killed');
     // What has left the group too, not only when the task is gone: something that traces it can keep it from that.
-    if (this.how === 'killed') void killTrees([this.tree]);
+    if (this.how === 'killed') void killTrees([this.tree]).catch(() => undefined);
   }
 
   /** Not once the process has been reaped: its group's id may be somebody else's by now. */
