@@ -158,7 +158,7 @@ describe('Redis itself', () => {
     const { id } = await system.create('quick');
     await worker.untilLogged('queue error, will try again');
     // So long it would have asked thousands of times without patience.
-    await sleep(1000);
+    await sleep(2000);
     const errors = String(await redis.command('info', 'errorstats'));
     expect(Number(/errorstat_NOPERM:count=(\d+)/.exec(errors)?.[1])).toBeLessThan(100);
     expect((await fetch(`${worker.url}/livez`)).status).toBe(200);

@@ -33,6 +33,8 @@ describe('cancelling a job', () => {
     ['stubborn', 'killed'],
     ['stubbornSpin', 'killed'],
     ['nodding', 'killed'],
+    ['parent', 'terminated'],
+    ['daemon', 'terminated'],
   ])('ends a task that is %s: %s', async (species, how) => {
     const { job, pid } = await system.createRunning(species);
     const { status, body } = await system.cancel(job.id);
@@ -103,7 +105,7 @@ describe('cancelling a job whose task stops when it is asked', () => {
   });
   afterAll(() => system.stop());
 
-  it.each(['cooperative', 'late'])('ends a task that is %s: graceful', async (species) => {
+  it.each(['cooperative', 'tidy', 'late'])('ends a task that is %s: graceful', async (species) => {
     const { job, pid } = await system.createRunning(species);
     const { body } = await system.cancel(job.id);
     expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });

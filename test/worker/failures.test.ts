@@ -45,7 +45,7 @@ describe('a task that goes wrong', () => {
     await eventually('the queue has dropped it', async () => (await system.isQueued(id)) === 0);
   });
 
-  it.each(['megabyte', 'named 255', 'progressFlood', 'chatter', 'boaster', 'unpresentable'])(
+  it.each(['megabyte', 'named 255', 'flood', 'progressFlood', 'chatter', 'boaster', 'unpresentable'])(
     '%s: its job completes all the same',
     async (species) => {
       const { id } = await system.create(species);
