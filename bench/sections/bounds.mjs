@@ -11,6 +11,7 @@ import { isMet, ranged, table } from '../text.mjs';
 
 const require = createRequire(import.meta.url);
 const PATIENCE_MS = 60_000;
+const ROUNDS = 5;
 /** A machine has to find time for a process that is due to die. */
 const SLACK_MS = 500;
 
@@ -45,7 +46,8 @@ export const about = `From the sending of the request until nothing of the task'
 default settings. The bound is the sum of the settings named; without the message to the worker, and the worker learning
 by its poll alone, plus \`CANCEL_POLL_MS\`. A task that acknowledges does so at once and not after the whole of
 \`STOP_ACK_MS\`, so that it is dead sooner than its bound. Each bound is two goals, with the message and without; where
-one is missed stands **beyond its bound**: its longest took more than ${SLACK_MS} ms longer.`;
+one is missed stands **beyond its bound**: its longest took more than ${SLACK_MS} ms longer. A full run has
+${ROUNDS} rounds.`;
 
 export async function measure({ stage, quick, say }) {
   const species = quick ? SPECIES.filter(({ bound }) => bound.length < 2) : SPECIES;
@@ -67,7 +69,7 @@ export async function measure({ stage, quick, say }) {
     );
   try {
     const sides = { doorbell: stopAll(site.api), poll: stopAll(mute) };
-    const measured = await takeTurns(quick ? 1 : 5, sides, (where) => say(`bounds: ${where}`));
+    const measured = await takeTurns(quick ? 1 : ROUNDS, sides, (where) => say(`bounds: ${where}`));
     return resultOf(species, measured);
   } finally {
     await worker.stop();

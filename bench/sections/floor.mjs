@@ -8,8 +8,9 @@ const FULL = { 1: 1000, 16: 1000, 64: 2000 };
 const QUICK = { 1: 80, 16: 200, 64: 400 };
 /** One at a time both sides do nearly the same, and chance would decide: so many times the rounds. */
 const MORE_ROUNDS_AT_1 = 2;
-const WARM_UP = { turns: 4, cancels: 5000 };
-const QUICK_WARM_UP = { turns: 1, cancels: 1000 };
+/** Turns of so many cancels. What is compiled for queued jobs serves processing ones, too. */
+const WARM_UP = { cancels: 5000, turns: { queued: 4, processing: 1 } };
+const QUICK_WARM_UP = { cancels: 1000, turns: { queued: 1, processing: 1 } };
 /** Long enough for a pool to close its connections, and for V8 to give back memory and compiled code. */
 const PAUSE_MS = 15_000;
 const AFTER_PAUSE = { rounds: 5, count: 100 };
@@ -32,7 +33,8 @@ export async function measure({ stage, load, rounds, quick, say }) {
   const cells = [];
   for (const from of ['queued', 'processing']) {
     say(`floor: ${from}, warming up`);
-    await warmUp({ load, site, floor, make: make[from], ...(quick ? QUICK_WARM_UP : WARM_UP) });
+    const { cancels, turns } = quick ? QUICK_WARM_UP : WARM_UP;
+    await warmUp({ load, site, floor, make: make[from], cancels, turns: turns[from] });
     listener.heard = 0;
     for (const [concurrency, count] of Object.entries(quick ? QUICK : FULL)) {
       const measured = await cancelInTurns({

@@ -9,7 +9,7 @@ import { judged, ranged, table } from '../text.mjs';
 const FOLDER = join(root, 'bench/peers');
 /** The peers on Postgres need it. */
 const LEAST_NODE = [22, 18];
-const CANCELS = { 1: 200, 32: 800 };
+const CANCELS = { 1: 200, 32: 400 };
 const QUICK_CANCELS = { 1: 80, 32: 200 };
 
 export const about = `Cancels per second of queued jobs. The service answers over HTTP, from another process, with its guard and a
