@@ -31,7 +31,7 @@ export class ApiKeyGuard implements CanActivate {
     request.presentedKey = {
       hash,
       identify: () => this.identify(request, hash),
-      isOf: (caller) => void (request.caller = caller),
+      belongsTo: (caller) => void (request.caller = caller),
     };
     if (!this.reflector.get(LooksUpKey, context.getHandler())) await request.presentedKey.identify();
     return true;

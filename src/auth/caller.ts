@@ -10,7 +10,7 @@ export type PresentedKey = {
   /** Looks it up. Throws the 401 or 403 of a key that does not work. */
   identify(): Promise<Caller>;
   /** Says whose it is: the request's line in the log has it then. */
-  isOf(caller: Caller): void;
+  belongsTo(caller: Caller): void;
 };
 
 /** The caller, as a parameter of a handler behind the API key guard. */

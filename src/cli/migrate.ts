@@ -66,7 +66,12 @@ async function main(args: string[]): Promise<number> {
   let client: Client | undefined;
   try {
     // Refuses what is wrong within the URL.
-    client = new Client({ connectionString: url.data, connectionTimeoutMillis: 10_000 });
+    client = new Client({
+      connectionString: url.data,
+      connectionTimeoutMillis: 10_000,
+      keepAlive: true,
+      keepAliveInitialDelayMillis: 30_000,
+    });
     // A connection that is lost fails the statement that is under way, or the next one.
     client.on('error', () => undefined);
     await client.connect();

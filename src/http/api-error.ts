@@ -33,7 +33,11 @@ export const API_ERRORS = {
   method_not_allowed: { status: 405, type: 'invalid_request', about: 'The path has other methods; see `Allow`.' },
   request_timeout: { status: 408, type: 'invalid_request', about: 'The request was not received in time.' },
   body_too_large: { status: 413, type: 'invalid_request', about: 'The body is larger than 1 MiB.' },
-  unsupported_media_type: { status: 415, type: 'invalid_request', about: 'The body is not `application/json`.' },
+  unsupported_media_type: {
+    status: 415,
+    type: 'invalid_request',
+    about: 'The body is not `application/json` in UTF-8, or is compressed.',
+  },
   headers_too_large: { status: 431, type: 'invalid_request', about: 'The headers are larger than 16 KiB.' },
   internal_error: { status: 500, type: 'internal_error', about: 'A fault of the service; its log has the details.' },
   service_unavailable: {

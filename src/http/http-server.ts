@@ -29,6 +29,7 @@ const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
 const HOST = /^(\[[0-9a-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?$/i;
 const METHODS_WITH_BODY = new Set(['POST', 'PUT', 'PATCH']);
 const JSON_TYPE = /^application\/json[ \t]*(;|$)/i;
+const OTHER_CHARSET = /;[ \t]*charset=(?!"?utf-8"?[ \t]*(;|$))/i;
 /** What is still being sent of a body that is too large is dropped for so long: else its sender might never read why. */
 const LINGER_MS = 5000;
 
@@ -74,7 +75,7 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   server.on('checkExpectation', (request, response) => server.emit('request', request, response));
 
   // Whatever its type, a body is read and no more, also where none is due: what turns out to be malformed must have no
-  // effect. What is wrong with it is for its handler to say: before its caller is known that is nobody's business.
+  // effect. What is wrong with it the handler says, once the key has been checked: others learn nothing.
   fastify.removeAllContentTypeParsers();
   fastify.addContentTypeParser('*', { parseAs: 'buffer' }, (request, body: Buffer, done) => {
     done(null, METHODS_WITH_BODY.has(request.method) && body.length > 0 ? textOf(request, body) : undefined);
@@ -111,8 +112,13 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
 
 /** The text of a JSON body, or what is wrong with it. */
 function textOf(request: FastifyRequest, body: Buffer): string | ApiError {
-  const [type = ''] = headerValues(request.raw, 'content-type');
-  if (!JSON_TYPE.test(type)) return new ApiError('unsupported_media_type', 'Content-Type must be application/json');
+  const [type = '', another] = headerValues(request.raw, 'content-type');
+  if (!JSON_TYPE.test(type) || OTHER_CHARSET.test(type) || another !== undefined) {
+    return new ApiError('unsupported_media_type', 'Content-Type must be application/json, in UTF-8');
+  }
+  if (headerValues(request.raw, 'content-encoding').some((coding) => coding.toLowerCase() !== 'identity')) {
+    return new ApiError('unsupported_media_type', 'Content-Encoding is not supported');
+  }
   return isUtf8(body) ? body.toString() : new ApiError('invalid_json', 'Request body is not valid UTF-8');
 }
 

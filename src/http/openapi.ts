@@ -31,17 +31,36 @@ export function describeApi(app: INestApplication): OpenAPIObject {
   });
   for (const path of PROBES) delete document.paths[path];
 
-  // Every operation needs a key; the response without one is described once.
+  // What every operation may answer is described once.
   document.components ??= {};
   document.components.responses = {
     Unauthorized: {
       description: 'Missing or invalid API key',
       content: errorContent('invalid_api_key', 'Invalid or inactive API key'),
     },
+    Forbidden: {
+      description: 'The workspace of the API key is inactive',
+      content: errorContent('workspace_inactive', 'Workspace is inactive'),
+    },
+    Unavailable: {
+      description: 'The service cannot answer now; the request may have had its effect. Try again',
+      headers: { 'Retry-After': { description: 'Seconds to wait', schema: { type: 'integer' } } },
+      content: errorContent('service_unavailable', 'The service is temporarily unavailable, please try again'),
+    },
+    Error: {
+      description: 'Any other error, in the same envelope',
+      content: errorContent('internal_error', 'An unexpected error occurred'),
+    },
   };
   for (const path of Object.values(document.paths)) {
     for (const operation of [path.get, path.post, path.delete]) {
-      if (operation) operation.responses['401'] = { $ref: '#/components/responses/Unauthorized' };
+      if (!operation) continue;
+      Object.assign(operation.responses, {
+        401: { $ref: '#/components/responses/Unauthorized' },
+        403: { $ref: '#/components/responses/Forbidden' },
+        503: { $ref: '#/components/responses/Unavailable' },
+        default: { $ref: '#/components/responses/Error' },
+      });
     }
   }
   return document;

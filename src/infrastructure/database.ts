@@ -12,6 +12,8 @@ const STATEMENT_TIMEOUT_MS = 4000;
 const QUERY_TIMEOUT_MS = 5000;
 /** Wait for a connection, a new one or one of the pool, no longer than this. */
 const CONNECT_TIMEOUT_MS = 2000;
+/** A connection that is not used for so long says that it is there: firewalls forget it after some minutes. */
+const KEEP_ALIVE_MS = 30_000;
 const DISCONNECT_TIMEOUT_MS = 1000;
 /** So long after it was sent the last statement to a Postgres that is silent has failed. */
 export const LONGEST_STATEMENT_MS = CONNECT_TIMEOUT_MS + QUERY_TIMEOUT_MS;
@@ -69,6 +71,7 @@ export class Database extends PrismaClient implements OnModuleInit, OnApplicatio
           statement_timeout: STATEMENT_TIMEOUT_MS,
           query_timeout: QUERY_TIMEOUT_MS,
           keepAlive: true,
+          keepAliveInitialDelayMillis: KEEP_ALIVE_MS,
           application_name: `scenario-jobs ${process.pid}`,
         },
         {
@@ -80,8 +83,10 @@ export class Database extends PrismaClient implements OnModuleInit, OnApplicatio
   }
 
   async onModuleInit() {
-    // The first statement of a process takes so long that a probe would take Postgres for gone.
-    await within(CONNECT_TIMEOUT_MS, 'first statement', this.ping()).catch(() => undefined);
+    // The first statement of a process takes so long that a probe would take Postgres for gone; and in a burst of first
+    // requests, a connection that is still to be made.
+    const pings = Promise.all(Array.from({ length: IDLE_CONNECTIONS }, () => this.ping()));
+    await within(CONNECT_TIMEOUT_MS, 'first statement', pings).catch(() => undefined);
   }
 
   async onApplicationShutdown() {

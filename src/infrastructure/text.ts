@@ -9,7 +9,7 @@ export function isAtMost(text: string, most: number): boolean {
 }
 
 /** The text up to this length, and no half of a character in it. */
-export function beginning(text: string, most: number): string {
+export function truncate(text: string, most: number): string {
   const cut = text.length > most ? text.slice(0, most).replace(/[\ud800-\udbff]$/, '') : text;
   return cut.toWellFormed();
 }

@@ -149,13 +149,17 @@ describe('POST of a job', () => {
     });
   });
 
-  it.each(['text/plain', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=x', 'json'])(
-    'refuses %s',
-    async (type) => {
-      const { status, body } = await post('a=b', { 'content-type': type });
-      expect({ status, code: body.error.code }).toEqual({ status: 415, code: 'unsupported_media_type' });
-    },
-  );
+  it.each([
+    'text/plain',
+    'application/x-www-form-urlencoded',
+    'multipart/form-data; boundary=x',
+    'json',
+    'application/json; charset=utf-16',
+    'application/json; charset=utf-80',
+  ])('refuses %s', async (type) => {
+    const { status, body } = await post('a=b', { 'content-type': type });
+    expect({ status, code: body.error.code }).toEqual({ status: 415, code: 'unsupported_media_type' });
+  });
 
   it('says nothing of what is wrong with a body before it knows whose it is', async () => {
     const { status, body } = await post('{"prompt":', { authorization: 'Bearer exec_live_unknown' });

@@ -18,6 +18,8 @@ describe('every error is in the envelope', () => {
     ['PATCH', '/rest/v1/scenario-studio/jobs/j1o2b3i4d5x6', 405, 'method_not_allowed'],
     ['POST', '/rest/v1/scenario-studio/jobs/j1o2b3i4d5x6', 405, 'method_not_allowed'],
     ['DELETE', '/livez', 405, 'method_not_allowed'],
+    ['POST', '/rest/v1/scenario-studio/jobs/', 404, 'route_not_found'],
+    ['DELETE', '/rest/v1/scenario-studio/jobs/', 404, 'route_not_found'],
     ['OPTIONS', '/rest/v1/scenario-studio/jobs', 405, 'method_not_allowed'],
   ])('%s %s: %i %s', async (method, path, status, code) => {
     const response = await fetch(`${system.api.url}${path}`, { method });

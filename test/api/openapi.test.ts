@@ -24,9 +24,19 @@ describe('the OpenAPI document', () => {
   it.each(Object.keys(agreed).filter((field) => field !== 'parameters') as (keyof typeof agreed)[])(
     'describes the cancel operation as the contract does: %s',
     (field) => {
-      expect(served.paths[PATH].delete[field]).toEqual(agreed[field]);
+      const described = served.paths[PATH].delete[field];
+      // It answers more than the contract says, and nothing else in its place.
+      expect(described).toEqual(field === 'responses' ? expect.objectContaining(agreed.responses) : agreed[field]);
     },
   );
+
+  it('describes what else every operation may answer', () => {
+    for (const operations of Object.values(served.paths)) {
+      for (const { responses } of Object.values(operations as Record<string, { responses: object }>)) {
+        expect(Object.keys(responses)).toEqual(expect.arrayContaining(['401', '403', '503', 'default']));
+      }
+    }
+  });
 
   it('has the parameters of the contract, and the Idempotency-Key besides', () => {
     const { parameters } = served.paths[PATH].delete;

@@ -138,6 +138,28 @@ describe('killing with few file descriptors', () => {
   });
 });
 
+// Only root can become somebody who may not kill what is root's.
+const asRoot = process.getuid?.() === 0 ? describe : describe.skip;
+asRoot('killing what is not ours to kill', () => {
+  const script = `
+    const { killTrees } = require('./modules/scenario-jobs/worker/process-tree.js');
+    process.setgid(65534);
+    process.setuid(65534);
+    killTrees([{ groupId: Number(process.argv[1]), runId: 'a run' }]).then((left) => console.log(left.join()));`;
+
+  it('comes to an end, and names what lives on', () => {
+    const stranger = startGroup('a run', 'sleep', '60');
+    try {
+      const args = ['-e', script, String(stranger.pid)];
+      const { stdout, stderr } = spawnSync(process.execPath, args, { cwd: DIST, encoding: 'utf8', timeout: 60_000 });
+      expect({ stdout, stderr }).toEqual({ stdout: `${stranger.pid}\n`, stderr: '' });
+      expect(isAlive(stranger.pid as number)).toBeTruthy();
+    } finally {
+      stranger.kill('SIGKILL');
+    }
+  });
+});
+
 describe('a watchdog', () => {
   let watchdog: ChildProcess;
   let tasks: ChildProcess[];

@@ -17,6 +17,8 @@ import { TestSystem } from '../support/test-system';
 
 const ROUNDS = 40;
 const LOST_MS = 60_000;
+/** A queue that no worker takes anything out of, and no other reconciler knows. */
+const NO_WORKER = { RECONCILE_MS: 1, QUEUE_PREFIX: '{nobody}' };
 const SCENARIO = { name: 'Race', slug: 'race', content: {} };
 
 let system: TestSystem;
@@ -115,21 +117,21 @@ describe('whoever writes first wins, and the other learns of it', () => {
       if (!owner) throw new Error('the key does not work');
       return owner;
     };
-    const presented = { hash, identify, isOf: () => undefined };
+    const presented = { hash, identify, belongsTo: () => undefined };
     await expect(cancelJob.cancel(presented, await newJob(), null)).rejects.toThrow('the key does not work');
     await queue.onApplicationShutdown();
   });
 
   it('cancel against the reconciler, which has just read that the job is queued', async () => {
     const logger = pino({ level: 'silent' });
-    const settings = { ...parseSettings(system.settings), RECONCILE_MS: 1 };
+    const settings = { ...parseSettings(system.settings), ...NO_WORKER };
     const queue = new JobQueue(settings, logger);
     const metrics = new Metrics();
     const [jobId] = (await system.insertQueued(1)) as [string];
     await system.pool.query(`UPDATE scenario_jobs SET created_at = now() - interval '1 hour' WHERE id = $1`, [jobId]);
     let passes = 0;
     class Behind extends JobRepository {
-      override alone = (work: () => Promise<void>) => work();
+      override exclusively = (work: () => Promise<void>) => work();
       override async findDependingOnQueue(...asked: Parameters<JobRepository['findDependingOnQueue']>) {
         const page = await super.findDependingOnQueue(...asked);
         if (passes++ === 0) {
@@ -144,7 +146,29 @@ describe('whoever writes first wins, and the other learns of it', () => {
     await eventually('one pass is over', () => passes > 1);
     await reconciler.stop();
     expect((await metrics.repairs.get()).values.map(({ value }) => value)).toEqual([0, 0, 0, 0, 0]);
-    expect(await system.isQueued(jobId)).toBe(0);
+    expect(await queue.missing([jobId])).toEqual([jobId]);
+    await queue.onApplicationShutdown();
+  });
+
+  it('cancel against the reconciler, which is just putting the job into the queue', async () => {
+    const logger = pino({ level: 'silent' });
+    const settings = { ...parseSettings(system.settings), ...NO_WORKER };
+    const [jobId] = (await system.insertQueued(1)) as [string];
+    await system.pool.query(`UPDATE scenario_jobs SET created_at = now() - interval '1 hour' WHERE id = $1`, [jobId]);
+    let cancels = 0;
+    class Behind extends JobQueue {
+      override async addAgain(id: string) {
+        if (id === jobId && (await cancel(id))) cancels++;
+        await super.addAgain(id);
+      }
+    }
+    const queue = new Behind(settings, logger);
+    await eventually('Redis is connected', () => queue.ping().then(() => true));
+    const reconciler = new Reconciler(jobs, queue, new Metrics(), settings, logger);
+    reconciler.start();
+    await eventually('it has been cancelled meanwhile', () => cancels === 1);
+    await reconciler.stop();
+    expect(await queue.missing([jobId])).toEqual([jobId]);
     await queue.onApplicationShutdown();
   });
 

@@ -53,6 +53,16 @@ describe('what the queue forgets, the rows know', () => {
     for (const id of ids) expect((await system.row(id)).attempt).toBe(1);
   });
 
+  it('a job whose turn is in an hour, by the clock of a worker that was ahead, has it sooner', async () => {
+    const busy = await Promise.all([system.createRunning('cooperative'), system.createRunning('cooperative')]);
+    const { id } = await system.create('quick');
+    const keyOf = (name: string) => `${system.settings.QUEUE_PREFIX}:scenario-jobs:${name}`;
+    expect(await system.redis.zrem(keyOf('prioritized'), id)).toBe(1);
+    await system.redis.zadd(keyOf('delayed'), (Date.now() + 3_600_000) * 4096, id);
+    for (const { job } of busy) await system.cancel(job.id);
+    await system.untilStatus(id, 'completed');
+  });
+
   it('a run whose worker died together with Redis is begun again', async () => {
     const { job } = await system.createRunning('slow 1000');
     system.workers[0]!.signal('SIGKILL');
@@ -170,7 +180,7 @@ describe('the reconciler', () => {
   it('makes one pass at a time', async () => {
     const passes: string[] = [];
     const pass = (name: string, work?: () => Promise<void>) =>
-      jobs.alone(async () => {
+      jobs.exclusively(async () => {
         passes.push(name);
         await work?.();
       }, 60_000);

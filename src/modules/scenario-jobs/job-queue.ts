@@ -17,6 +17,11 @@ export const REDIS_LIMIT_MS = 1000;
  */
 const PRIORITY = 1;
 
+/** Nothing of ours is delayed for longer, but by a worker whose clock was ahead. */
+const LONGEST_DELAY_MS = 120_000;
+/** BullMQ's score of a delayed job: when it is due, in milliseconds since 1970, times this. */
+const DUE_SCALE = 0x1000;
+
 /**
  * The BullMQ queue, which delivers jobs to workers. An entry is the job's id and nothing else: what a job is
  * about stays in Postgres. Every method may throw when Redis cannot be reached, within a limited time.
@@ -49,9 +54,9 @@ export class JobQueue implements OnApplicationShutdown {
     await this.limited('queue.add', () => this.queue.add('run', {}, { jobId }));
   }
 
-  /** Takes the job out. False when it is not there or a worker has just taken it: its claim will fail. */
-  async remove(jobId: string): Promise<boolean> {
-    return (await this.limited('queue.remove', () => this.queue.remove(jobId))) === 1;
+  /** Takes the job out, unless a worker has just taken it. */
+  async remove(jobId: string): Promise<void> {
+    await this.limited('queue.remove', () => this.queue.remove(jobId));
   }
 
   /** Rings the doorbell of a worker. Returns how many heard it. */
@@ -65,7 +70,7 @@ export class JobQueue implements OnApplicationShutdown {
     await this.add(jobId);
   }
 
-  /** Those of the jobs that the queue will not deliver: none of its lists has them. An entry alone has no turn. */
+  /** Those of the jobs that the queue will not deliver, or not soon: none of its lists has them. An entry alone has no turn. */
   async missing(jobIds: string[]): Promise<string[]> {
     if (jobIds.length === 0) return [];
     // In one transaction, for jobs move from list to list.
@@ -78,7 +83,11 @@ export class JobQueue implements OnApplicationShutdown {
       return answer as (string | null)[];
     }) as [string[], string[], string[], (string | null)[], (string | null)[]];
     const inLists = new Set([...active, ...wait, ...paused]);
-    return jobIds.filter((id, index) => !inLists.has(id) && prioritized[index] === null && delayed[index] === null);
+    const latest = (Date.now() + LONGEST_DELAY_MS) * DUE_SCALE;
+    return jobIds.filter((id, index) => {
+      const isDue = delayed[index] !== null && Number(delayed[index]) < latest;
+      return !inLists.has(id) && prioritized[index] === null && !isDue;
+    });
   }
 
   /** Resolves when Redis answers, else throws. */

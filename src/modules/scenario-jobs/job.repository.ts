@@ -426,7 +426,7 @@ export class JobRepository {
    * Runs `work` unless another process is running it: the lock is Postgres's own and ends with the
    * transaction, so a dead process holds nothing.
    */
-  async alone(work: () => Promise<void>, limitMs: number): Promise<void> {
+  async exclusively(work: () => Promise<void>, limitMs: number): Promise<void> {
     await this.database.$transaction(
       async (transaction) => {
         const [lock] = await transaction.$queryRaw<[{ mine: boolean }]>`

@@ -53,7 +53,7 @@ export class CancelJob {
     for (let waitMs = LOCKED_AGAIN_MS; ; waitMs = Math.min(2 * waitMs, LOCKED_AGAIN_MOST_MS)) {
       const cancelled = await this.jobs.cancel({ keyHash: key.hash, jobId, idempotencyKey });
       if (cancelled) {
-        key.isOf(cancelled.caller);
+        key.belongsTo(cancelled.caller);
         return this.deliver(cancelled);
       }
       const explained = await this.explain(key, jobId, idempotencyKey);
@@ -79,7 +79,7 @@ export class CancelJob {
       throw new JobNotFound(jobId);
     }
     const { job, caller, cancelIdempotencyKey } = found;
-    key.isOf(caller);
+    key.belongsTo(caller);
     if (isCancellable(job.status)) return undefined;
     if (idempotencyKey !== null && cancelIdempotencyKey === idempotencyKey) {
       this.metrics.cancelRequests.inc({ from: 'cancelled', outcome: 'replayed' });
@@ -92,14 +92,14 @@ export class CancelJob {
   private deliver({ job, caller, run }: CancelledJob): Cancelled {
     const from = run ? 'processing' : 'queued';
     // On its way to Redis before the answer is on its own, which does not wait for it: nothing depends on Redis.
-    void this.makeFelt(job, run);
+    void this.tellOthers(job, run);
     this.metrics.cancelRequests.inc({ from, outcome: 'cancelled' });
     this.metrics.finished.inc({ status: 'cancelled' });
     return { job, caller, outcome: 'cancelled', from };
   }
 
   /** Makes the decision felt at once. If that fails, the claim, the poll or the sweep make it felt later. */
-  private async makeFelt({ id: jobId, completedAt }: JobRow, run: CancelledJob['run']): Promise<void> {
+  private async tellOthers({ id: jobId, completedAt }: JobRow, run: CancelledJob['run']): Promise<void> {
     try {
       if (!run) {
         await this.queue.remove(jobId);

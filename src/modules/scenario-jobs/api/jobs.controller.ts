@@ -56,7 +56,9 @@ export class JobsController {
   @ApiOperation({
     operationId: 'createScenarioJob',
     summary: 'Create Scenario job',
-    description: 'Creates a job that makes a scenario out of a prompt. A job typically takes up to five minutes.',
+    description:
+      'Creates a job that makes a scenario out of a prompt. A job typically takes up to five minutes. ' +
+      'A field that is not described here is refused.',
   })
   @ApiBody({ type: CreateJobDto })
   @ApiResponse({ status: 201, description: 'Job created', type: CreatedScenarioJob })
@@ -92,7 +94,7 @@ export class JobsController {
       await key.identify();
       throw new JobNotFound(jobId);
     }
-    key.isOf(found.caller);
+    key.belongsTo(found.caller);
     return this.show(found.job, found.caller);
   }
 
@@ -115,7 +117,7 @@ export class JobsController {
     name: 'Idempotency-Key',
     required: false,
     description: 'Makes a retry safe: with the key of the request that cancelled the job, its 200 is answered again',
-    schema: { type: 'string', maxLength: 255 },
+    schema: { type: 'string', pattern: IDEMPOTENCY_KEY.source },
   })
   @ApiResponse({
     status: 200,

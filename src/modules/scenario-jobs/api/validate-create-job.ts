@@ -1,7 +1,7 @@
 import { type PipeTransform } from '@nestjs/common';
 import { getMetadataStorage, validateSync, type ValidationError } from 'class-validator';
 import { ApiError, type ApiErrorCode } from '../../../http/api-error';
-import { beginning } from '../../../infrastructure/text';
+import { truncate } from '../../../infrastructure/text';
 import { CreateJobDto } from './create-job.dto';
 
 /** Fields of the API that are not built yet. To accept and ignore them would lose a callback silently. */
@@ -35,7 +35,7 @@ export class ValidateCreateJob implements PipeTransform<string | ApiError | unde
     return {
       job,
       requestId: isUsable ? (job.request_id ?? null) : null,
-      fault: strangerIn(body) ?? (faults[0] && describe(faults[0])),
+      fault: firstUnknownField(body) ?? (faults[0] && describe(faults[0])),
     };
   }
 }
@@ -53,10 +53,10 @@ function parse(text: string): object {
   return body;
 }
 
-function strangerIn(body: object): ApiError | undefined {
+function firstUnknownField(body: object): ApiError | undefined {
   for (const [name, value] of Object.entries(body)) {
     if (!UNSUPPORTED.has(name) && !KNOWN.has(name)) {
-      return new ApiError('unknown_field', `${beginning(name, MAX_NAME)} is not a known field`);
+      return new ApiError('unknown_field', `${truncate(name, MAX_NAME)} is not a known field`);
     }
     if (UNSUPPORTED.has(name) && value !== null) {
       return new ApiError('unsupported_field', `${name} is not supported yet`);

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { beginning } from '../../../infrastructure/text';
+import { truncate } from '../../../infrastructure/text';
 
 type Input = { prompt: string; context: string | null; user_email: string };
 type Tools = { signal: AbortSignal; progress: (value: { step: string; done: number; of: number }) => void };
@@ -49,7 +49,7 @@ function topicOf(prompt: string): string {
     .slice(0, 8)
     .join(' ')
     .replaceAll(/[.,;:!?]+$/g, '');
-  const topic = beginning(words, 100);
+  const topic = truncate(words, 100);
   return topic === '' ? 'Practice call' : topic.charAt(0).toUpperCase() + topic.slice(1);
 }
 
@@ -59,7 +59,7 @@ function sentencesOf(text: string | null): string[] {
     .map((sentence) => sentence.trim())
     .filter((sentence) => sentence !== '')
     .slice(0, 3)
-    .map((sentence) => `Bring up: ${beginning(sentence, 200)}`);
+    .map((sentence) => `Bring up: ${truncate(sentence, 200)}`);
 }
 
 function lowerFirst(text: string): string {

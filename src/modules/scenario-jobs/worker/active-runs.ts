@@ -30,8 +30,8 @@ export class ActiveRun {
   }
 
   /** Resolves when the run has no process any more. */
-  get gone(): Promise<unknown> {
-    return this.process?.ended ?? Promise.resolve();
+  async gone(): Promise<void> {
+    await this.process?.gone();
   }
 
   /**
@@ -96,7 +96,7 @@ export class ActiveRuns {
 
   /** Resolves when every process of this moment is gone. */
   async gone(): Promise<void> {
-    await Promise.all(this.all().map((run) => run.gone));
+    await Promise.all(this.all().map((run) => run.gone()));
   }
 
   /** Resolves when every run of this moment has ended and that is recorded. */

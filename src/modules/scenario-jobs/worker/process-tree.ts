@@ -22,11 +22,13 @@ const MOST_ID = 64;
 
 /** So many processes are looked at at the same time; fewer once there were too few file descriptors for that. */
 let atOnce = 16;
+/** What lives so long after SIGKILL lives on: it is not ours to kill (setuid programs), or the kernel holds it. */
+const SURVIVES_MS = 10_000;
 /** So often one look looks for what has begun meanwhile. */
 const ROUNDS = 10;
 
 /**
- * Kills trees and returns when nothing of them lives. Each group gets one signal as a whole, which no process in it
+ * Kills trees and returns when nothing of them lives, or nothing but what has survived SIGKILL: that. Each group gets one signal as a whole, which no process in it
  * can escape by forking. Beside the groups themselves these are, on Linux, processes that left them (`setsid`, a
  * daemon): they are found by the run's id in their environment, as build servers do. One that clears its environment
  * as well is not found, nor ones that each begin the next and end faster than they can be looked for.
@@ -34,25 +36,33 @@ const ROUNDS = 10;
  * What one look does not see can live all the same: a daemon that began behind it while its parent ended before it, or a
  * program that is just being loaded. So it takes two in a row that find nothing and nothing unsure.
  */
-export async function killTrees(trees: readonly ProcessTree[]): Promise<void> {
+export async function killTrees(trees: readonly ProcessTree[]): Promise<number[]> {
   const groups = new Set(trees.map(({ groupId }) => groupId));
   const runIds = trees.map(({ runId }) => runId);
   let clean = 0;
   let began: number | undefined;
+  const seen = new Map<number, number>();
   for (let wait = 1; ;) {
     // A group that has ended has ended for good: its number may be somebody else's from then on.
     for (const groupId of groups) if (!signalGroup(groupId, 'SIGKILL')) groups.delete(groupId);
     const found = await look(groups, runIds).catch(unlessTooManyFiles);
-    for (const pid of found?.members ?? []) kill(pid);
-    if (found?.members.length === 0) {
-      began ??= performance.now();
+    const members = found?.members ?? [];
+    const now = performance.now();
+    for (const pid of members) {
+      kill(pid);
+      if (!seen.has(pid)) seen.set(pid, now);
+    }
+    if (found && members.length === 0) {
+      began ??= now;
       clean = found.unsure.length === 0 ? clean + 1 : 0;
-      if (clean === 2 || performance.now() - began > UNSURE_MS) return;
+      if (clean === 2 || now - began > UNSURE_MS) return [];
       wait = 1;
     } else {
+      const lived = members.length > 0 ? now - Math.max(...members.map((pid) => seen.get(pid) as number)) : 0;
+      if (lived > SURVIVES_MS) return members;
       began = undefined;
       clean = 0;
-      wait = Math.min(2 * wait, 50);
+      wait = Math.min(2 * wait, lived > 1000 ? 500 : 50);
     }
     await new Promise((resolve) => setTimeout(resolve, wait));
   }

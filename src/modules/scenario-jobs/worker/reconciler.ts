@@ -54,7 +54,7 @@ export class Reconciler {
 
   private async reconcile(): Promise<void> {
     try {
-      await this.jobs.alone(async () => {
+      await this.jobs.exclusively(async () => {
         await this.confirmLost();
         await this.repairQueue(performance.now() + PASS_LIMIT_MS);
         await this.jobs.forgetOldWorkers();
@@ -79,16 +79,25 @@ export class Reconciler {
       if (lost.length > 0) await this.jobs.requeueLost(lost);
       // Cancelled since the page was read, and taken out of the queue: that is not missing.
       const queued = await this.jobs.queuedAmong([...missing]);
+      const added: string[] = [];
       for (const { jobId, runId } of unknown) {
-        if (this.stopped || performance.now() > until) return;
+        if (this.stopped || performance.now() > until) break;
         if (!queued.has(jobId)) continue;
         await this.queue.addAgain(jobId);
+        added.push(jobId);
         this.repaired(runId ? 'requeued' : 'added', jobId, runId);
       }
+      await this.takeBack(added);
       const last = page.at(-1);
       if (!last || page.length < PAGE) return;
       after = last.jobId;
     }
+  }
+
+  /** Cancelled while they were being added, and taken out of the queue before they were in it. What runs is locked there. */
+  private async takeBack(added: string[]): Promise<void> {
+    const queued = await this.jobs.queuedAmong(added);
+    for (const jobId of added) if (!queued.has(jobId)) await this.queue.remove(jobId);
   }
 
   private repaired(repair: string, jobId: string, runId: string | null): void {

@@ -150,6 +150,7 @@ export class RunJob {
         stop: { ackMs: settings.STOP_ACK_MS, graceMs: settings.STOP_GRACE_MS, killMs: settings.STOP_KILL_MS },
         onProgress,
         onOutput: (line, stream) => logger.info({ stream, line }, 'task output'),
+        onSurvivors: (pids) => logger.error({ pids }, 'processes of the task live on after SIGKILL'),
       });
     } catch (error) {
       logger.error({ err: error }, 'the task was refused a process');
@@ -227,6 +228,8 @@ export class RunJob {
   }
 
   private async explain(run: ActiveRun, how: StopKind): Promise<Outcome> {
+    // While something of it lives that cannot be killed, the run keeps its place, and no stop is confirmed.
+    await run.gone();
     const seconds = await this.jobs.confirmStopped(run, how);
     if (seconds !== undefined) {
       this.metrics.stopSeconds.observe({ how }, seconds);

@@ -1,4 +1,4 @@
-import { beginning, storable } from '../../../infrastructure/text';
+import { truncate, storable } from '../../../infrastructure/text';
 import { type StopReason } from './active-runs';
 
 /** The socket on which a worker and the process of a run exchange lines of JSON, in the process of the run. */
@@ -79,7 +79,7 @@ export function isErrorCode(code: unknown): code is string {
 
 /** As much of an error's message as a job's caller gets. */
 export function shorten(message: string): string {
-  return beginning(message, MAX_ERROR_MESSAGE);
+  return truncate(message, MAX_ERROR_MESSAGE);
 }
 
 /** Set in the environment of a task and so of all that it starts: names the run, wherever they hide. */

@@ -44,6 +44,8 @@ export type TaskOptions = {
   onProgress: (progress: unknown) => void;
   /** A line that the task printed. */
   onOutput: (line: string, stream: 'stdout' | 'stderr') => void;
+  /** Processes of the tree that live on although they were killed. */
+  onSurvivors: (pids: number[]) => void;
 };
 
 /** How a run's process ended, if nobody stopped it before it could. */
@@ -59,7 +61,7 @@ type Exit = { code: number | null; signal: NodeJS.Signals | null };
 
 /**
  * One run of a task: a process of its own that leads a process group of its own, and waits to be told what to do.
- * When `ended` resolves, no process of the tree lives any more.
+ * When `ended` resolves, no process of the tree lives any more, unless it cannot be killed: for that there is `gone`.
  */
 export class TaskProcess {
   readonly tree: ProcessTree;
@@ -73,6 +75,7 @@ export class TaskProcess {
   private acknowledged = false;
   private outOfMemory = false;
   private strange = 0;
+  private survivors: number[] = [];
   private timer: NodeJS.Timeout | undefined;
 
   constructor(private readonly options: TaskOptions) {
@@ -91,7 +94,7 @@ export class TaskProcess {
     this.tree = { groupId: this.child.pid ?? 0, runId };
     if (this.channel) readLines(this.channel, MAX_MESSAGE, (line) => this.onMessage(line));
     this.watchOutput();
-    this.ended = this.untilGone();
+    this.ended = this.untilEnded();
   }
 
   /** Has it load the task module at this path, and call it. */
@@ -109,6 +112,12 @@ export class TaskProcess {
     this.stopping = true;
     this.send({ kind: 'stop', reason });
     this.after(this.options.stop.ackMs, () => this.terminate());
+  }
+
+  /** Resolves when nothing of the tree lives: perhaps long after `ended`, or never. */
+  async gone(): Promise<void> {
+    await this.ended;
+    while (this.survivors.length > 0) this.survivors = await killTrees([this.tree]);
   }
 
   /** Whether the task has returned or thrown. */
@@ -170,7 +179,7 @@ export class TaskProcess {
     }
   }
 
-  private async untilGone(): Promise<{ end: TaskEnd; how: StopKind }> {
+  private async untilEnded(): Promise<{ end: TaskEnd; how: StopKind }> {
     const exit = await new Promise<Exit | undefined>((resolve) => {
       this.child.once('exit', (code, signal) => resolve({ code, signal }));
       if (this.child.pid === undefined) this.child.once('error', () => resolve(undefined));
@@ -178,7 +187,8 @@ export class TaskProcess {
     clearTimeout(this.timer);
     this.timer = undefined;
     if (!exit) return { end: { kind: 'not started' }, how: this.how };
-    await killTrees([this.tree]);
+    this.survivors = await killTrees([this.tree]);
+    if (this.survivors.length > 0) this.options.onSurvivors(this.survivors);
     await this.untilAllIsRead();
     // Asked to stop, it kills itself after its last word: no SIGKILL of ours, and so `graceful`.
     if (this.end) return { end: this.end, how: this.how };
