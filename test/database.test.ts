@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { ApiKeyRepository } from '../src/auth/api-key.repository';
+import { isDatabaseUnavailable } from '../src/infrastructure/database-errors';
 import { newId } from '../src/infrastructure/ids';
 import { isTerminal, JOB_STATUSES, type JobStatus, TRANSITIONS } from '../src/modules/scenario-jobs/job-status';
 import { JobRepository } from '../src/modules/scenario-jobs/job.repository';
@@ -14,6 +15,21 @@ beforeAll(async () => {
   own = await TestDatabase.create();
 });
 afterAll(() => own.close());
+
+describe('an error of Postgres', () => {
+  // Connection, log-in, no such database, deadlock, resources, an end of the server, its disk, a standby, `lock_timeout`, a
+  // fault of its own, a pooler without statements; and what is a fault of the statement or its values.
+  const AWAY = ['08006', '28000', '3D000', '40P01', '40001', '53300', '57P03', '58030', '25006', '55P03', 'XX000'];
+  const POOLER = ['42P05', '26000'];
+  const OURS = ['23505', '22P05', '42601', '23514', 'P0001'];
+  it.each([
+    ...[...AWAY, ...POOLER].map((code) => [code, true] as const),
+    ...OURS.map((code) => [code, false] as const),
+  ])('%s says that it is away: %s', async (code, isAway) => {
+    const raise = own.prisma().$executeRawUnsafe(`DO $$ BEGIN RAISE 'no' USING ERRCODE = '${code}'; END $$`);
+    expect(isDatabaseUnavailable(await raise.catch((error: unknown) => error))).toBe(isAway);
+  });
+});
 
 /** What a row must have to be in each status, as an update of one that is not. */
 const TO: Record<JobStatus, () => string> = {

@@ -40,6 +40,8 @@ describe('what is asked about one job', () => {
     expect(await jobs.requeue(run, { countsAsAttempt: false })).toBe(true);
     await claim();
     expect(await claim()).toBe('taken');
+    expect(await jobs.findOwed('worker')).toHaveLength(1);
+    expect(await jobs.reportAlive('worker')).toHaveLength(1);
     expect(await find(jobId)).toMatchObject({ job: { status: 'processing' } });
     if (life % 3 === 0) expect(await jobs.complete(run, { name: 'n', slug: newId(), content: {} })).toBe(true);
     if (life % 3 === 1) expect(await jobs.fail(run, { code: 'X', message: 'x' })).toBe(true);

@@ -331,6 +331,10 @@ describe('while Postgres is away', () => {
         redis: 'up',
         error: { code: 'service_unavailable' },
       });
+      const metrics = await fetch(`${system.api.url}/metrics`);
+      expect(metrics.status).toBe(200);
+      // Not a nought, when nobody knows.
+      expect(await metrics.text()).not.toMatch(/^scenario_jobs_(stops_unconfirmed|unfinished)[ {]/m);
       // Nobody else would see why a process gets no requests.
       expect(await system.api.untilLogged('server is down')).toMatchObject({ server: 'postgres', level: 'warn' });
       expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);

@@ -87,6 +87,18 @@ describe('POST of a job', () => {
     ['an empty request_id', { ...good, request_id: '' }, 'invalid_field', 'request_id must not be empty'],
     ['a NUL', { ...good, prompt: 'a\0b' }, 'invalid_field', 'prompt must be valid Unicode text without NUL characters'],
     [
+      'a NUL in a slug',
+      { ...good, scenario_slug: 'a\0b' },
+      'invalid_field',
+      'scenario_slug must be valid Unicode text without NUL characters',
+    ],
+    [
+      'a NUL in a context',
+      { ...good, context: 'a\0b' },
+      'invalid_field',
+      'context must be valid Unicode text without NUL characters',
+    ],
+    [
       'half a surrogate pair',
       '{"user_email":"a@example.com","prompt":"\\ud800"}',
       'invalid_field',

@@ -251,10 +251,11 @@ describe('metrics and health', () => {
       /^scenario_jobs_stops_unconfirmed (.*)$/m.exec(await (await fetch(`${system.api.url}/metrics`)).text())?.[1];
     expect(await unconfirmed()).toBe('0');
     const confirm = (stoppedAt: string, how: string | null) =>
-      system.pool.query(`UPDATE scenario_jobs SET stopped_at = ${stoppedAt}, stopped_how = $2 WHERE id = $1`, [
-        job.id,
-        how,
-      ]);
+      // Of a worker that is not there: the real one would confirm it again.
+      system.pool.query(
+        `UPDATE scenario_jobs SET stopped_at = ${stoppedAt}, stopped_how = $2, worker_id = 'nobody' WHERE id = $1`,
+        [job.id, how],
+      );
     const client = await system.pool.connect();
     try {
       // No job does this: for a moment the run is not confirmed any more.

@@ -243,7 +243,7 @@ describe('migrate', () => {
     const migrate = ServiceProcess.runToEnd('cli/migrate.js', { DATABASE_URL: system.settings.DATABASE_URL! });
     await eventually('it has asked who holds the lock', async () => {
       const { rowCount } = await system.pool.query(
-        `SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%FROM pg_locks%' AND pid <> pg_backend_pid()`,
+        `SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%FROM pg_locks%' AND state = 'idle'`,
       );
       return rowCount === 1;
     });
@@ -292,6 +292,14 @@ describe('migrate', () => {
       err: 'Migration failed: 20000101000000_other is applied but not among the files',
     });
     await system.pool.query(`DELETE FROM _prisma_migrations WHERE id = 'later'`);
+  });
+
+  it('refuses a database in which a migration was begun and not finished', async () => {
+    const finish = (when: string) => system.pool.query(`UPDATE _prisma_migrations SET finished_at = ${when}`);
+    await finish('NULL');
+    const { status, err } = run('migrate', []);
+    expect({ status, err }).toMatchObject({ status: 1, err: expect.stringContaining('was begun and not finished') });
+    await finish('now()');
   });
 
   it('refuses a database whose migrations are not these', async () => {

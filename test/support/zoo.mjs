@@ -25,6 +25,12 @@ const forever = () => sleep(2 ** 30);
 const species = {
   /** Makes a scenario at once. */
   quick: () => ({ name: 'Quick scenario', persona: 'Ada' }),
+  /** Makes a scenario, and leaves somebody behind who holds its output and hides. */
+  hider: async () => {
+    const child = spawn('sleep', ['1000'], { detached: true, env: {}, stdio: ['ignore', 'inherit', 'inherit'] });
+    say(`child ${child.pid}`);
+    return { name: 'Left alone' };
+  },
   /** Makes a scenario after as many milliseconds as its second word says. */
   slow: async (_input, { signal }, ms) => {
     await sleep(Number(ms), undefined, { signal });
@@ -170,6 +176,10 @@ const species = {
   policy: () => {
     throw Object.assign(new Error('The prompt is not allowed'), { code: 'CONTENT_POLICY_VIOLATION', expose: true });
   },
+  /** Fails with a message that is longer than a caller is told. */
+  wordy: () => {
+    throw Object.assign(new Error('x'.repeat(1500)), { code: 'CONTENT_POLICY_VIOLATION', expose: true });
+  },
   /** Fails with a code that is none. */
   badCode: () => {
     throw Object.assign(new Error('The prompt is not allowed'), { code: 'bad code', expose: true });
@@ -194,6 +204,7 @@ const species = {
   named: (_input, _tools, length) => ({ name: 'x'.repeat(Number(length)) }),
   list: () => ['a list'],
   nul: () => ({ name: 'Bad text', note: 'nul \0' }),
+  nulKey: () => ({ name: 'Bad text', notes: { 'nul \0': 1 } }),
   bigint: () => ({ name: 'Big', size: 10n }),
   circular: () => {
     const result = { name: 'Round' };

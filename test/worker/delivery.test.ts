@@ -212,6 +212,28 @@ describe('a worker that asks Postgres about its runs', () => {
   });
 });
 
+describe('a worker that begins a run while it asks which of its runs were cancelled', () => {
+  it('does not take the answer, which does not know the run, for an answer about it', async () => {
+    const { proxy, system } = await startBehindProxy('worker', NO_POLL);
+    try {
+      const { rows } = await eventually('the worker is known', async () => {
+        const found = await system.pool.query<{ id: string }>('SELECT id FROM workers');
+        return found.rowCount === 1 && found;
+      });
+      const held = proxy.holdAnswer('cancelledSeconds');
+      await system.redis.publish(`${system.settings.QUEUE_PREFIX}:cancel:${rows[0]!.id}`, '');
+      const pass = await held;
+      const { job } = await system.createRunning('slow 500');
+      pass();
+      await system.untilStatus(job.id, 'completed');
+      expect((await system.row(job.id)).attempt).toBe(1);
+    } finally {
+      await system.stop();
+      await proxy.stop();
+    }
+  });
+});
+
 describe('a worker that hears a message without a token while it asks Postgres because of another', () => {
   it('asks once more', async () => {
     const { proxy, system } = await startBehindProxy('worker', NO_POLL, { api: await mute() });

@@ -26,12 +26,14 @@ describe('a task that goes wrong', () => {
     ['mirrors', 'GENERATION_ERROR', unable],
     ['noSuchSpecies', 'GENERATION_ERROR', unable],
     ['policy', 'CONTENT_POLICY_VIOLATION', 'The prompt is not allowed'],
+    ['wordy', 'CONTENT_POLICY_VIOLATION', 'x'.repeat(1000)],
     ['badCode', 'GENERATION_ERROR', 'The prompt is not allowed'],
     ['unstorable', 'CONTENT_POLICY_VIOLATION', 'Not \ufffd allowed'],
     ['nameless', 'RESULT_INVALID', 'The result of the task has no name of 1 to 255 characters'],
     ['named 256', 'RESULT_INVALID', 'The result of the task has no name of 1 to 255 characters'],
     ['list', 'RESULT_INVALID', 'The result of the task is not an object'],
     ['nul', 'RESULT_INVALID', 'The result of the task has text that is not valid Unicode'],
+    ['nulKey', 'RESULT_INVALID', 'The result of the task has text that is not valid Unicode'],
     ['bigint', 'RESULT_NOT_SERIALISABLE', 'The result of the task cannot be written as JSON'],
     ['circular', 'RESULT_NOT_SERIALISABLE', 'The result of the task cannot be written as JSON'],
     ['forger', 'RESULT_INVALID', 'The result of the task is not JSON, or nested too deeply'],
@@ -68,6 +70,20 @@ describe('a task that goes wrong', () => {
       expect(ends.map(({ delayMs }) => delayMs)).toEqual([100, 200, undefined]);
     },
   );
+
+  it('has its result recorded although somebody whom nobody finds holds its output', async () => {
+    const { id } = await system.create('hider');
+    const { line } = await eventually('it has said whom it leaves', () =>
+      system.workers[0]!.logs.find((one) => one.jobId === id && String(one.line).startsWith('child ')),
+    );
+    const pid = Number(String(line).split(' ')[1]);
+    try {
+      await system.untilStatus(id, 'completed');
+      expect(isAlive(pid)).toBe(true);
+    } finally {
+      process.kill(pid, 'SIGKILL');
+    }
+  });
 
   it('does not keep others from ending by printing without end', async () => {
     const { job } = await system.createRunning('torrent');

@@ -172,6 +172,16 @@ describe('whoever writes first wins, and the other learns of it', () => {
     await queue.onApplicationShutdown();
   });
 
+  it('the reconciler against a job that waits for its next try: that is in the queue', async () => {
+    const settings = { ...parseSettings(system.settings), ...NO_WORKER };
+    const queue = new JobQueue(settings, pino({ level: 'silent' }));
+    await eventually('Redis is connected', () => queue.ping().then(() => true));
+    const dueIn = (ms: number) => (Date.now() + ms) * 4096;
+    await system.redis.zadd('{nobody}:scenario-jobs:delayed', dueIn(60_000), 'soon', dueIn(3_600_000), 'late');
+    expect(await queue.missing(['soon', 'late', 'nowhere'])).toEqual(['late', 'nowhere']);
+    await queue.onApplicationShutdown();
+  });
+
   it('cancel against requeue', async () => {
     for (let round = 0; round < ROUNDS; round++) {
       const run = await newRun();
@@ -204,7 +214,14 @@ describe('whoever writes first wins, and the other learns of it', () => {
     const first = new ActiveRun(await newJob());
     await jobs.claim(first, 'a worker that is dead', LOST_MS);
     const second = new ActiveRun(first.jobId);
+    const { started_at: startedAt } = await system.row(first.jobId);
     expect(await jobs.claim(second, 'worker-1', LOST_MS)).toMatchObject({ attempt: 2 });
+    await jobs.requeueLost([first]);
+    expect(await system.row(first.jobId)).toMatchObject({
+      status: 'processing',
+      run_id: second.runId,
+      started_at: startedAt,
+    });
     expect(await jobs.complete(first, SCENARIO)).toBe(false);
     expect(await jobs.fail(first, { code: 'X', message: 'x' })).toBe(false);
     expect(await jobs.requeue(first, { countsAsAttempt: true })).toBe(false);
