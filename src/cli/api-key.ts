@@ -122,7 +122,7 @@ async function main(args: string[]): Promise<number> {
     }
     if (error instanceof Failed) note(error.message);
     else if (isDatabaseUnavailable(error))
-      note('Postgres cannot be reached, or refuses the log-in; DATABASE_URL names both');
+      note(`Postgres cannot be reached, or refuses the log-in; DATABASE_URL names both\n${lastLine(error)}`);
     else if (isNotMigrated(error)) note('The database has no tables yet: run npm run migrate');
     else note(`Failed: ${error instanceof Error ? error.message : String(error)}`);
     return 1;
@@ -140,6 +140,11 @@ function parse(args: string[]) {
   } catch (error) {
     throw new WrongUsage(error instanceof Error ? error.message : String(error));
   }
+}
+
+/** What Prisma says behind the statement that it quotes. */
+function lastLine(error: unknown): string {
+  return String(error).trim().split('\n').at(-1) ?? '';
 }
 
 async function withKeys(work: (keys: ApiKeyRepository) => Promise<void>): Promise<void> {

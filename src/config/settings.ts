@@ -1,6 +1,6 @@
 import { z } from 'zod';
 
-/** Node's timers count no further. */
+/** The longest wait that Node's timers accept. */
 const LONGEST_MS = 2_147_483_647;
 
 const milliseconds = (initial: number, about: string, least = 1) =>

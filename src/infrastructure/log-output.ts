@@ -11,7 +11,7 @@ const LAST_LINES_MS = 2000;
 
 /**
  * Standard output for a log. Each line is written at once; or, where there are many, `gathered`: once there is a page of
- * them, or they are a tenth of a second old. Nobody waits for a reader that is slow, only the end of the process, for a
+ * them, or they are a tenth of a second old. A slow reader holds up nothing but the end of the process, for a
  * moment. What is left at a fatal line is written at once; a process that is killed loses it. pino's own buffer never
  * lets a process end whose output nobody reads any more, and without one pino flushes nothing.
  */

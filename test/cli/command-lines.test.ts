@@ -177,12 +177,13 @@ describe('api-key', () => {
   });
 
   it('says when there is no database', () => {
-    for (const nowhere of ['postgres://u:secret@127.0.0.1:1/none', 'postgres://u:secret@host/none?host=/nowhere']) {
+    const says = 'Postgres cannot be reached, or refuses the log-in; DATABASE_URL names both\n';
+    for (const [nowhere, why] of [
+      ['postgres://u:secret@127.0.0.1:1/none', "Can't reach database server at 127.0.0.1:1"],
+      ['postgres://u:secret@host/none?host=/nowhere', 'connect ENOENT /nowhere/.s.PGSQL.5432'],
+    ] as const) {
       const { status, err } = run('api-key', ['list'], { DATABASE_URL: nowhere });
-      expect({ status, err }).toEqual({
-        status: 1,
-        err: 'Postgres cannot be reached, or refuses the log-in; DATABASE_URL names both',
-      });
+      expect({ status, err }).toEqual({ status: 1, err: `${says}${why}` });
     }
     expect(run('api-key', ['list'], { DATABASE_URL: '' })).toMatchObject({
       status: 2,

@@ -117,7 +117,7 @@ let last: Promise<unknown> = Promise.resolve();
 
 /**
  * One look serves all who ask before it begins: of many runs that end at once each would look by itself, and none would be
- * done in time. One that has begun before somebody asks proves nothing to him.
+ * done in time. One that began before the request proves nothing about it.
  */
 function lookAtAll(): Promise<Process[]> {
   next ??= last.then(() => {
