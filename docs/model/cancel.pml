@@ -51,7 +51,13 @@ end:
      if /* JobRepository.claim */
      :: atomic { UP && CLAIMABLE && attempt < ATTEMPTS ->
           attempt++; mine = attempt; current = mine; owner = w; status = processing }
-     :: atomic { UP && CLAIMABLE && attempt == ATTEMPTS -> status = failed; goto drop } /* WORKER_LOST */
+     :: atomic { UP && CLAIMABLE && attempt == ATTEMPTS ->
+          mine = attempt + 1; current = mine; owner = w; status = processing } /* one claim too many: */
+        if
+        :: atomic { UP && MINE -> status = failed; goto drop } /* WORKER_LOST */
+        :: UP && !MINE -> goto confirm
+        :: !alive[w] -> goto dead
+        fi
      :: UP && OPEN && !CLAIMABLE -> again = true; goto drop /* taken */
      :: UP && !OPEN -> goto drop /* refused */
      :: !alive[w] -> goto dead
@@ -123,15 +129,55 @@ proctype Canceller() {
   fi
 }
 
-/* BullMQ's stalled check, and worker/reconciler.ts */
-proctype Repair() {
+/* BullMQ's stalled check */
+proctype Stalled() {
 end:
   do
   :: atomic { entry == held && LOST(holder) -> entry = waiting; holder = 0 }
-  :: atomic { status == queued && entry == absent -> entry = waiting } /* added */
-  :: atomic { status == processing && entry == absent && LOST(owner) ->
-       status = queued; current = 0; owner = 0; entry = waiting } /* requeued */
+  od
+}
+
+/* worker/reconciler.ts, confirmLost */
+proctype Sweep() {
+end:
+  do
   :: atomic { status == cancelled && current != 0 && !stopped && GONE(owner) -> stopped = true } /* worker_lost */
+  od
+}
+
+/* JobQueue.remove: what is held has a lock */
+inline removeEntry() { atomic { if :: entry == waiting -> entry = absent :: else -> skip fi } }
+
+/* worker/reconciler.ts, repairQueue: Postgres and Redis are asked in turns, and what they say may be old by then */
+proctype Repair() {
+  byte lost;
+end:
+  do
+  :: atomic { status == queued -> lost = 0 } /* JobRepository.findDependingOnQueue */
+     goto missing
+  :: atomic { status == processing && LOST(owner) -> lost = current }
+missing:
+     if /* JobQueue.missing */
+     :: entry != absent -> goto done
+     :: entry == absent -> skip
+     fi;
+     atomic { /* JobRepository.requeueLost */
+       if
+       :: lost != 0 && status == processing && current == lost -> status = queued; current = 0; owner = 0
+       :: else -> skip
+       fi };
+     if /* JobRepository.queuedAmong */
+     :: status != queued -> goto done
+     :: status == queued -> skip
+     fi;
+     removeEntry(); /* JobQueue.addAgain */
+     atomic { if :: entry == absent -> entry = waiting :: else -> skip fi }; /* added */
+     if /* takeBack */
+     :: status != queued -> removeEntry()
+     :: status == queued -> skip
+     fi;
+done:
+     skip
   od
 }
 
@@ -163,7 +209,7 @@ proctype Time() {
 init {
   atomic {
     run Worker(1); run Worker(2); run Watchdog(1); run Watchdog(2);
-    run Canceller(); run Repair(); run Faults(); run Wipe(); run Time()
+    run Canceller(); run Stalled(); run Sweep(); run Repair(); run Faults(); run Wipe(); run Time()
   }
 }
 
