@@ -23,7 +23,8 @@ describe('a password that Redis refuses', () => {
     url.password = 'not-the-password';
     const worker = await system.startWorker({ REDIS_URL: url.href, REDIS_MODE });
     const { err } = await worker.untilLogged('redis connection lost');
-    expect(JSON.stringify(err)).toContain('WRONGPASS');
+    const { message, lastNodeError } = err as { message: string; lastNodeError?: { message: string } };
+    expect(lastNodeError?.message ?? message).toContain('WRONGPASS');
     expect(JSON.stringify([worker.logs, worker.printed])).not.toContain(url.password);
   });
 });
