@@ -17,13 +17,13 @@ import { TestSystem } from '../support/test-system';
 
 const ROUNDS = 40;
 const LOST_MS = 60_000;
-/** A queue that no worker takes anything out of, and no other reconciler knows. */
+/** A queue that no worker takes anything out of. The reconciler of the real one has no turn in these tests. */
 const NO_WORKER = { RECONCILE_MS: 1, QUEUE_PREFIX: '{nobody}' };
 const SCENARIO = { name: 'Race', slug: 'race', content: {} };
 
 let system: TestSystem;
 beforeAll(async () => {
-  system = await TestSystem.start({ workers: 1, settings: { WORKER_CONCURRENCY: '4' } });
+  system = await TestSystem.start({ workers: 1, settings: { WORKER_CONCURRENCY: '4', RECONCILE_MS: '3600000' } });
 });
 afterAll(() => system.stop());
 
@@ -122,10 +122,13 @@ describe('whoever writes first wins, and the other learns of it', () => {
     await queue.onApplicationShutdown();
   });
 
+  const connected = (queue: JobQueue) => eventually('Redis is connected', () => queue.ping().then(() => true));
+
   it('cancel against the reconciler, which has just read that the job is queued', async () => {
     const logger = pino({ level: 'silent' });
     const settings = { ...parseSettings(system.settings), ...NO_WORKER };
     const queue = new JobQueue(settings, logger);
+    await connected(queue);
     const metrics = new Metrics();
     const [jobId] = (await system.insertQueued(1)) as [string];
     await system.pool.query(`UPDATE scenario_jobs SET created_at = now() - interval '1 hour' WHERE id = $1`, [jobId]);
@@ -147,6 +150,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
     await reconciler.stop();
     expect((await metrics.repairs.get()).values.map(({ value }) => value)).toEqual([0, 0, 0, 0, 0]);
     expect(await queue.missing([jobId])).toEqual([jobId]);
+    expect(await system.redis.exists(`{nobody}:scenario-jobs:${jobId}`)).toBe(0);
     await queue.onApplicationShutdown();
   });
 
@@ -163,19 +167,20 @@ describe('whoever writes first wins, and the other learns of it', () => {
       }
     }
     const queue = new Behind(settings, logger);
-    await eventually('Redis is connected', () => queue.ping().then(() => true));
+    await connected(queue);
     const reconciler = new Reconciler(jobs, queue, new Metrics(), settings, logger);
     reconciler.start();
     await eventually('it has been cancelled meanwhile', () => cancels === 1);
     await reconciler.stop();
     expect(await queue.missing([jobId])).toEqual([jobId]);
+    expect(await system.redis.exists(`{nobody}:scenario-jobs:${jobId}`)).toBe(0);
     await queue.onApplicationShutdown();
   });
 
   it('the reconciler against a job that waits for its next try: that is in the queue', async () => {
     const settings = { ...parseSettings(system.settings), ...NO_WORKER };
     const queue = new JobQueue(settings, pino({ level: 'silent' }));
-    await eventually('Redis is connected', () => queue.ping().then(() => true));
+    await connected(queue);
     const dueIn = (ms: number) => (Date.now() + ms) * 4096;
     await system.redis.zadd('{nobody}:scenario-jobs:delayed', dueIn(60_000), 'soon', dueIn(3_600_000), 'late');
     expect(await queue.missing(['soon', 'late', 'nowhere'])).toEqual(['late', 'nowhere']);

@@ -17,7 +17,7 @@ export const REDIS_LIMIT_MS = 1000;
  */
 const PRIORITY = 1;
 
-/** Nothing of ours is delayed for longer, but by a worker whose clock was ahead. */
+/** Twice the longest wait before a retry. Nothing of ours is delayed for longer, but by a worker whose clock was ahead. */
 const LONGEST_DELAY_MS = 120_000;
 /** BullMQ's score of a delayed job: when it is due, in milliseconds since 1970, times this. */
 const DUE_SCALE = 0x1000;

@@ -28,8 +28,8 @@ const SURVIVES_MS = 10_000;
 const ROUNDS = 10;
 
 /**
- * Kills trees and returns when nothing of them lives, or nothing but what has survived SIGKILL: that. Each group gets one signal as a whole, which no process in it
- * can escape by forking. Beside the groups themselves these are, on Linux, processes that left them (`setsid`, a
+ * Kills trees and returns when nothing of them lives, or nothing but what has survived SIGKILL: that. Each group gets one
+ * signal as a whole, which no process in it can escape by forking. Beside the groups themselves these are, on Linux, processes that left them (`setsid`, a
  * daemon): they are found by the run's id in their environment, as build servers do. One that clears its environment
  * as well is not found, nor ones that each begin the next and end faster than they can be looked for.
  *
