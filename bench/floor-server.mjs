@@ -14,6 +14,8 @@ const { newId } = require('../dist/infrastructure/ids.js');
 const { DATABASE_URL, REDIS_URL, QUEUE_PREFIX, PORT } = process.env;
 
 const pool = new pg.Pool({ connectionString: DATABASE_URL, max: 10 });
+// A connection that is lost while nobody uses it is no reason to end.
+pool.on('error', () => undefined);
 const redis = new Redis(REDIS_URL);
 redis.defineCommand('removeJob', { numberOfKeys: removeJob.keys, lua: removeJob.content });
 const queue = new Queue('scenario-jobs', {

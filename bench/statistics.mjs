@@ -1,5 +1,4 @@
 // Medians, spreads and ratios; and rounds in which what is compared takes turns.
-import { setTimeout as sleep } from 'node:timers/promises';
 
 export function median(values) {
   const sorted = [...values].sort((a, b) => a - b);
@@ -21,14 +20,14 @@ export function summarise(milliseconds, elapsed) {
 
 /**
  * Measures every side in each round, every second round in the opposite order, so that whatever else the machine does
- * meets all of them alike. `sides` are functions; returns for each its measurements, one for each round. Each round begins
- * with a pause of `pauseMs`.
+ * meets all of them alike. `sides` are functions; returns for each its measurements, one for each round. `before`
+ * comes at the beginning of each round.
  */
-export async function takeTurns(rounds, sides, say, { pauseMs } = {}) {
+export async function takeTurns(rounds, sides, say, before = () => undefined) {
   const measured = Object.fromEntries(Object.keys(sides).map((name) => [name, []]));
   for (let round = 1; round <= rounds; round++) {
     say(`round ${round} of ${rounds}`);
-    if (pauseMs) await sleep(pauseMs);
+    await before();
     const names = Object.keys(sides);
     for (const name of round % 2 ? names : names.reverse()) measured[name].push(await sides[name](round - 1));
   }

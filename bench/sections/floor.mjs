@@ -1,24 +1,30 @@
 // floor: how near the service's cancels come to a hand-written server that has the same effects.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { cancelAll, checkCancelled, checkHeard, listen, makeProcessing, makeQueued, openSite } from '../site.mjs';
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, percent, ranged, table } from '../text.mjs';
 
 /** Cancels of a round by concurrency. */
-const FULL = { 1: 1000, 16: 1000, 64: 2000 };
+const FULL = { 1: 600, 16: 1000, 64: 2000 };
 const QUICK = { 1: 80, 16: 200, 64: 400 };
+/** Not measured: after so many every new connection to Postgres has its plans. */
+const FIRST = { 1: 50, 16: 200, 64: 200 };
+/** The servers have noticed by then that their connections are gone. */
+const NOTICE_MS = 50;
 /** One at a time both sides do nearly the same, and chance would decide: so many times the rounds. */
 const MORE_ROUNDS_AT_1 = 2;
 /** Turns of so many cancels. What is compiled for queued jobs serves processing ones, too. */
 const WARM_UP = { cancels: 5000, turns: { queued: 4, processing: 1 } };
 const QUICK_WARM_UP = { cancels: 1000, turns: { queued: 1, processing: 1 } };
 /** Long enough for a pool to close its connections, and for V8 to give back memory and compiled code. */
-const PAUSE_MS = 15_000;
+const PAUSE_MS = 12_000;
 const AFTER_PAUSE = { rounds: 5, count: 100 };
 
 export const about = `Cancels of the service over those of the floor: \`bench/floor-server.mjs\`, which is node:http, pg with
 prepared statements and BullMQ's own script, and nothing else: no validation, no log, no metrics, no errors. Three things it does
 not do that the service does: look the key up in the statement that cancels, share commits, and answer without
-waiting for what it has sent to Redis. Node has the same flags for both. At concurrency 1 there are
+waiting for what it has sent to Redis. Node has the same flags for both. In every round both have new connections to
+Postgres: two with the same plans can differ by a tenth of a cancel for as long as they live. At concurrency 1 there are
 ${MORE_ROUNDS_AT_1} times as many rounds. The full run ends with the first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither
 was asked for anything: an API to cancel jobs has many.`;
 
@@ -26,16 +32,19 @@ export async function measure({ stage, load, rounds, quick, say }) {
   const site = await openSite(stage, 'floor');
   const floor = await stage.startFloor('floor', site.environment);
   const listener = await listen(site);
+  let told = 0;
   const make = {
     queued: (count) => makeQueued(site, count),
-    processing: (count) => makeProcessing(site, count, listener.workerId),
+    processing: (count) => {
+      told += count;
+      return makeProcessing(site, count, listener.workerId);
+    },
   };
   const cells = [];
   for (const from of ['queued', 'processing']) {
     say(`floor: ${from}, warming up`);
     const { cancels, turns } = quick ? QUICK_WARM_UP : WARM_UP;
     await warmUp({ load, site, floor, make: make[from], cancels, turns: turns[from] });
-    listener.heard = 0;
     for (const [concurrency, count] of Object.entries(quick ? QUICK : FULL)) {
       const measured = await cancelInTurns({
         load,
@@ -45,9 +54,10 @@ export async function measure({ stage, load, rounds, quick, say }) {
         rounds: concurrency === '1' ? MORE_ROUNDS_AT_1 * rounds : rounds,
         count,
         concurrency: Number(concurrency),
+        before: () => renewConnections({ load, site, floor, make: make[from], concurrency: Number(concurrency) }),
         say: (where) => say(`floor: ${from}, concurrency ${concurrency}, ${where}`),
       });
-      if (from === 'processing') await checkHeard(listener, 2 * measured.service.length * count);
+      if (from === 'processing') await checkHeard(listener, told);
       cells.push(cellOf(from, Number(concurrency), count, measured));
     }
   }
@@ -59,23 +69,35 @@ export async function measure({ stage, load, rounds, quick, say }) {
 }
 
 /**
- * One at a time, so that a batch counts for one, and so many that both sides' code is compiled as it is after hours of
- * service: while V8 compiles in the background, it takes one of the two cores for milliseconds.
+ * Two at a time, which are not yet put into one batch, and so many that both sides' code is compiled as it is after hours
+ * of service: while V8 compiles in the background, it takes one of the two cores for milliseconds.
  */
 async function warmUp({ load, site, floor, make, turns, cancels }) {
   for (let turn = 0; turn < turns; turn++) {
-    for (const server of [site.api, floor]) await cancelAll(load, site, server, await make(cancels), 1);
+    for (const server of [site.api, floor]) await cancelAll(load, site, server, await make(cancels), 2);
+  }
+}
+
+/** Ends the connections of both to Postgres, and lets each cancel a few jobs over its new ones. */
+async function renewConnections({ load, site, floor, make, concurrency }) {
+  await site.pool.query(
+    `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+     WHERE datname = current_database() AND pid <> pg_backend_pid()`,
+  );
+  await sleep(NOTICE_MS);
+  for (const server of [site.api, floor]) {
+    await cancelAll(load, site, server, await make(FIRST[concurrency]), concurrency);
   }
 }
 
 /** In each round each side cancels `count` jobs, of which all must then be cancelled. */
-async function cancelInTurns({ load, site, floor, make, rounds, count, concurrency, pauseMs, say }) {
+async function cancelInTurns({ load, site, floor, make, rounds, count, concurrency, before, say }) {
   const ids = await make(2 * rounds * count);
   const run = (server, side) => (round) => {
     const first = (2 * round + side) * count;
     return cancelAll(load, site, server, ids.slice(first, first + count), concurrency);
   };
-  const measured = await takeTurns(rounds, { service: run(site.api, 0), floor: run(floor, 1) }, say, { pauseMs });
+  const measured = await takeTurns(rounds, { service: run(site.api, 0), floor: run(floor, 1) }, say, before);
   await checkCancelled(site, ids);
   return measured;
 }
@@ -85,7 +107,7 @@ async function measureAfterPause({ say, ...sides }) {
     ...sides,
     ...AFTER_PAUSE,
     concurrency: 1,
-    pauseMs: PAUSE_MS,
+    before: () => sleep(PAUSE_MS),
     say: (where) => say(`floor: after a pause, ${where}`),
   });
   return {
