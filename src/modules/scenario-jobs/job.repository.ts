@@ -81,10 +81,21 @@ const JOB = Prisma.sql`j.id, j.status::text AS status, j.error_code AS "errorCod
 const NO_SCENARIO = Prisma.sql`NULL AS "scenarioId", NULL AS "scenarioName", NULL AS "scenarioSlug"`;
 const SCENARIO = Prisma.sql`s.id AS "scenarioId", s.name AS "scenarioName", s.slug AS "scenarioSlug"`;
 
+/** What every job has that was open until it was cancelled. */
+const JUST_CANCELLED = {
+  status: 'cancelled',
+  errorCode: null,
+  errorMessage: null,
+  scenarioId: null,
+  scenarioName: null,
+  scenarioSlug: null,
+} as const satisfies Partial<JobRow>;
+
 /** What was found for one of several requests: the `ordinal`th of them, from 1. */
 type AnswerTo = Caller & { ordinal: number };
 type FoundRow = JobRow & AnswerTo & { cancelIdempotencyKey: string | null };
-type CancelledRow = JobRow & AnswerTo & { runId: string | null; workerId: string | null; stopToken: string | null };
+type CancelledRow = Omit<JobRow, keyof typeof JUST_CANCELLED> &
+  AnswerTo & { runId: string | null; workerId: string | null; stopToken: string | null };
 
 /** The answer to each of so many requests, or nothing. */
 function inOrder<Row extends AnswerTo, Found>(
@@ -115,6 +126,16 @@ const ASKED_FOR = Prisma.sql`
   JOIN workspaces w ON w.id = k.workspace_id AND w.active
   JOIN scenario_jobs j ON j.id = r.job_id AND (j.workspace_id = w.id) IS TRUE`;
 const ANSWER_TO = Prisma.sql`r.ordinal::int AS ordinal, k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug"`;
+
+/** Requests as rows. One alone, as most are, costs less as `VALUES`; many cost less as arrays, and have one plan. */
+function rowsOf(requests: CancelRequest[]): Prisma.Sql {
+  const [first, ...others] = requests;
+  if (first && others.length === 0) {
+    return Prisma.sql`(VALUES (${first.jobId}, ${first.keyHash}, ${first.idempotencyKey}, 1))`;
+  }
+  return Prisma.sql`unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[],
+    ${requests.map(({ idempotencyKey }) => idempotencyKey)}::text[]) WITH ORDINALITY`;
+}
 
 /** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */
 const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
@@ -216,9 +237,7 @@ export class JobRepository {
     const rows = await this.database.$queryRaw<CancelledRow[]>`
       WITH asked AS MATERIALIZED (
         SELECT j.id, ${ANSWER_TO}, r.idempotency_key
-        FROM unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[],
-                    ${requests.map(({ idempotencyKey }) => idempotencyKey)}::text[])
-               WITH ORDINALITY AS r (job_id, key_hash, idempotency_key, ordinal) ${ASKED_FOR}
+        FROM ${rowsOf(requests)} AS r (job_id, key_hash, idempotency_key, ordinal) ${ASKED_FOR}
         WHERE ${NOT_FINISHED}
         FOR UPDATE OF j SKIP LOCKED FOR KEY SHARE OF k SKIP LOCKED
       )
@@ -226,11 +245,11 @@ export class JobRepository {
       SET status = 'cancelled', completed_at = GREATEST(now(), j.started_at),
           cancelled_by = asked."keyId", cancel_idempotency_key = asked.idempotency_key
       FROM asked WHERE j.id = asked.id AND ${NOT_FINISHED}
-      RETURNING ${JOB}, ${NO_SCENARIO}, j.run_id::text AS "runId", j.worker_id AS "workerId",
-                j.stop_token::text AS "stopToken", asked.ordinal, asked."keyId", asked."workspaceId",
-                asked."workspaceSlug"`;
+      RETURNING j.id, j.created_at AS "createdAt", j.started_at AS "startedAt", j.completed_at AS "completedAt",
+                j.run_id::text AS "runId", j.worker_id AS "workerId", j.stop_token::text AS "stopToken",
+                asked.ordinal, asked."keyId", asked."workspaceId", asked."workspaceSlug"`;
     return inOrder(requests.length, rows, ({ runId, workerId, stopToken, ...job }, caller) => ({
-      job,
+      job: { ...JUST_CANCELLED, ...job },
       caller,
       run: runId && workerId ? { id: runId, workerId, stopToken } : null,
     }));
