@@ -117,25 +117,31 @@ function inOrder<Row extends AnswerTo, Found>(
  */
 const NOT_FINISHED = Prisma.sql`j.status NOT IN ('completed', 'failed', 'cancelled')`;
 
+/** A request for a job, of which a cancel has an idempotency key. */
+type Asked = JobRequest & Partial<CancelRequest>;
+
+/** Requests as rows. One alone, as most are, costs less as `VALUES`; many cost less as arrays, and have one plan. */
+function asRows(requests: Asked[]): Prisma.Sql {
+  const [first, ...others] = requests;
+  if (first && others.length === 0) {
+    return Prisma.sql`(VALUES (${first.jobId}, ${first.keyHash}, ${first.idempotencyKey ?? null}, 1))`;
+  }
+  return Prisma.sql`unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[],
+    ${requests.map(({ idempotencyKey }) => idempotencyKey ?? null)}::text[]) WITH ORDINALITY`;
+}
+
 /**
  * The jobs `j` of requests `r`, with the keys `k` and workspaces `w` that they are asked for with. `IS TRUE` keeps Postgres
  * off the index of the workspace's jobs.
  */
-const ASKED_FOR = Prisma.sql`
-  JOIN api_keys k ON k.hash = r.key_hash AND ${KEY_WORKS}
-  JOIN workspaces w ON w.id = k.workspace_id AND w.active
-  JOIN scenario_jobs j ON j.id = r.job_id AND (j.workspace_id = w.id) IS TRUE`;
-const ANSWER_TO = Prisma.sql`r.ordinal::int AS ordinal, k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug"`;
-
-/** Requests as rows. One alone, as most are, costs less as `VALUES`; many cost less as arrays, and have one plan. */
-function rowsOf(requests: CancelRequest[]): Prisma.Sql {
-  const [first, ...others] = requests;
-  if (first && others.length === 0) {
-    return Prisma.sql`(VALUES (${first.jobId}, ${first.keyHash}, ${first.idempotencyKey}, 1))`;
-  }
-  return Prisma.sql`unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[],
-    ${requests.map(({ idempotencyKey }) => idempotencyKey)}::text[]) WITH ORDINALITY`;
+function askedFor(requests: Asked[]): Prisma.Sql {
+  return Prisma.sql`${asRows(requests)} AS r (job_id, key_hash, idempotency_key, ordinal)
+    JOIN api_keys k ON k.hash = r.key_hash AND ${KEY_WORKS}
+    JOIN workspaces w ON w.id = k.workspace_id AND w.active
+    JOIN scenario_jobs j ON j.id = r.job_id AND (j.workspace_id = w.id) IS TRUE`;
 }
+
+const ANSWER_TO = Prisma.sql`r.ordinal::int AS ordinal, k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug"`;
 
 /** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */
 const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
@@ -198,9 +204,7 @@ export class JobRepository {
   private async findTogether(requests: JobRequest[]): Promise<(FoundJob | undefined)[]> {
     const rows = await this.database.$queryRaw<FoundRow[]>`
       SELECT ${JOB}, ${SCENARIO}, ${ANSWER_TO}, j.cancel_idempotency_key AS "cancelIdempotencyKey"
-      FROM unnest(${requests.map(({ jobId }) => jobId)}::text[], ${requests.map(({ keyHash }) => keyHash)}::text[])
-             WITH ORDINALITY AS r (job_id, key_hash, ordinal) ${ASKED_FOR}
-      LEFT JOIN scenarios s ON s.job_id = j.id`;
+      FROM ${askedFor(requests)} LEFT JOIN scenarios s ON s.job_id = j.id`;
     return inOrder(requests.length, rows, ({ cancelIdempotencyKey, ...job }, caller) => ({
       job,
       caller,
@@ -237,7 +241,7 @@ export class JobRepository {
     const rows = await this.database.$queryRaw<CancelledRow[]>`
       WITH asked AS MATERIALIZED (
         SELECT j.id, ${ANSWER_TO}, r.idempotency_key
-        FROM ${rowsOf(requests)} AS r (job_id, key_hash, idempotency_key, ordinal) ${ASKED_FOR}
+        FROM ${askedFor(requests)}
         WHERE ${NOT_FINISHED}
         FOR UPDATE OF j SKIP LOCKED FOR KEY SHARE OF k SKIP LOCKED
       )
