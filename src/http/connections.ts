@@ -10,10 +10,17 @@ export type Connection = {
   refused: boolean;
 };
 
+/** Methods that only read. */
+const SAFE = new Set(['GET', 'HEAD', 'OPTIONS']);
 /** How often connections are looked at while the server closes. */
 const LOOK_EVERY_MS = 50;
 /** What has not arrived in full by then is not waited for. */
 const ARRIVAL_MS = 2000;
+
+/** Resolves when all of these have been answered, or their connection is gone. */
+export async function answered(responses: ServerResponse[]): Promise<void> {
+  await Promise.all(responses.map((response) => new Promise((closed) => response.once('close', closed))));
+}
 
 /** The open connections of a server, and which requests of each are still to be answered. */
 export class Connections {
@@ -36,6 +43,15 @@ export class Connections {
 
   get(socket: Socket): Connection | undefined {
     return this.open.get(socket);
+  }
+
+  /**
+   * What has to be answered before the request of this answer is handled: those that came earlier on its connection,
+   * unless all of them only read (RFC 9112, 9.3.2). Else a GET sent right after a DELETE could find the job as it was before.
+   */
+  unansweredBefore(response: ServerResponse): ServerResponse[] {
+    const earlier = [...(this.open.get(response.req.socket)?.unanswered ?? [])].filter((one) => one !== response);
+    return [...earlier, response].every(({ req }) => SAFE.has(req.method ?? '')) ? [] : earlier;
   }
 
   /**

@@ -11,7 +11,7 @@ import { type Logger } from '../infrastructure/logger';
 import { type Metrics } from '../infrastructure/metrics';
 import { ApiError } from './api-error';
 import { refuseConnection } from './client-errors';
-import { Connections } from './connections';
+import { answered, Connections } from './connections';
 import { sendError, toApiError } from './error.filter';
 import { headerValues } from './header-values';
 import { PROBES } from './probes';
@@ -71,6 +71,11 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     socket.on('error', () => socket.destroy());
     refuseConnection(new Error(request.method), socket as Socket, connections.get(socket as Socket));
   });
+  // Who asks before sending a body that is too large is told so at once.
+  server.on('checkContinue', (request, response) => {
+    if (!isUnwanted(request)) response.writeContinue();
+    server.emit('request', request, response);
+  });
   // An expectation that Node does not know is ignored; it would be refused in words that are not ours.
   server.on('checkExpectation', (request, response) => server.emit('request', request, response));
 
@@ -91,9 +96,14 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
       headers['content-type'] = 'application/octet-stream';
     done(faultInHost(request.raw));
   });
+  fastify.addHook('onRequest', (_request, reply, done) => {
+    const earlier = connections.unansweredBefore(reply.raw);
+    if (earlier.length === 0) done();
+    else void answered(earlier).then(() => done());
+  });
   fastify.addHook('onSend', (request, reply, _payload, done) => {
     if (connections.endsWith(reply.raw)) void reply.header('connection', 'close');
-    if (reply.statusCode === 413) void arrived(request.raw, LINGER_MS).then(() => done());
+    if (reply.statusCode === 413 && !isUnwanted(request.raw)) void arrived(request.raw, LINGER_MS).then(() => done());
     else done();
   });
   fastify.addHook('preClose', (done) => {
@@ -131,7 +141,12 @@ function faultInHost(request: IncomingMessage): ApiError | undefined {
   return HOST.test(hosts[0] ?? '') ? undefined : new ApiError('malformed_request', 'The Host header is not a host');
 }
 
-/** Resolves when all of a request has been received, or has not been for so long. */
+/** Whether the request waits for leave to send a body, and that is too large: then nothing of it will come. */
+function isUnwanted({ headers }: IncomingMessage): boolean {
+  return /100-continue/i.test(headers.expect ?? '') && Number(headers['content-length']) > BODY_LIMIT;
+}
+
+/** Resolves when all of a request has been received, or has not been within `limitMs`. */
 async function arrived(request: IncomingMessage, limitMs: number): Promise<void> {
   if (request.complete) return;
   const signal = AbortSignal.timeout(limitMs);

@@ -10,7 +10,8 @@ export const LOGGER = Symbol('Logger');
 
 const PRETTY = {
   target: 'pino-pretty',
-  options: { ignore: 'pid', translateTime: 'HH:MM:ss.l', singleLine: true },
+  // Our field `error` is a code and not an error, which would have a line of its own.
+  options: { ignore: 'pid', translateTime: 'HH:MM:ss.l', singleLine: true, errorLikeObjectKeys: ['err'] },
 };
 
 /** ioredis puts a command that failed into its error: that is the password when it is refused. */

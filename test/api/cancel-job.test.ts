@@ -248,14 +248,6 @@ describe('a job that is not there: 404, in the same words whatever the reason', 
     }
   });
 
-  it.each(['\u00e9', 'no-break\u00c2\u00a0space', 'tab\t'])('bytes that no URL has: %j', async (bytes) => {
-    const head = `DELETE /rest/v1/scenario-studio/jobs/${bytes} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n`;
-    const request = Buffer.from(`${head}Authorization: Bearer ${system.key}\r\n\r\n`, 'latin1');
-    const { status, body } = parseAnswer(await rawHttp(system.api.url!, request));
-    expect(status).toBe(404);
-    expect(body).toMatchObject({ error: { code: 'job_not_found' } });
-  });
-
   it("another workspace's, which it does not change", async () => {
     const { id } = await system.create('quick');
     const { key } = await system.createWorkspace();

@@ -85,7 +85,19 @@ describe('every error is in the envelope', () => {
       400,
       'malformed_request',
     ],
+    [
+      'a body too large, of one who waits for leave to send it',
+      'POST /rest/v1/scenario-studio/jobs HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9000000\r\n\r\n',
+      413,
+      'body_too_large',
+    ],
     ['CONNECT', 'CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n', 400, 'malformed_request'],
+    [
+      'bytes that no URL has',
+      'DELETE /rest/v1/scenario-studio/jobs/caf\u00e9 HTTP/1.1\r\nHost: x\r\n\r\n',
+      400,
+      'malformed_request',
+    ],
     ['a NUL in a header', 'GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n', 400, 'malformed_request'],
   ])('%s', async (_what, bytes, status, code) => {
     const answer = parseAnswer(await rawHttp(system.api.url!, bytes));
@@ -144,6 +156,31 @@ describe('a request that turns out to be malformed', () => {
     expect((await system.get(job.id)).status).toBe('processing');
     expect((await system.cancel(job.id)).status).toBe(200);
     await system.untilStopped(job.id);
+  });
+});
+
+describe('requests that are sent before the answer to an earlier one', () => {
+  it('find what that has done', async () => {
+    const methods = ['GET', 'DELETE', 'GET', 'DELETE'];
+    for (let times = 0; times < 5; times++) {
+      const { job } = await system.createRunning('cooperative');
+      const bytes = methods.map(
+        (method, index) =>
+          `${method} /rest/v1/scenario-studio/jobs/${job.id} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${system.key}\r\n` +
+          `Connection: ${index < 3 ? 'keep-alive' : 'close'}\r\n\r\n`,
+      );
+      const { answers } = parseAnswers(Buffer.from(await rawHttp(system.api.url!, bytes.join(''))), methods);
+      const found = answers.map(
+        ({ body }) => JSON.parse(body) as { status?: string; error: { message: string } | null },
+      );
+      expect(found.map(({ status, error }) => status ?? error?.message)).toEqual([
+        'processing',
+        'cancelled',
+        'cancelled',
+        "Cannot cancel job in 'cancelled' state",
+      ]);
+      await system.untilStopped(job.id);
+    }
   });
 });
 
