@@ -7,7 +7,7 @@ import { hashApiKey, parseAuthorization } from './api-key';
 import { ApiKeyRepository } from './api-key.repository';
 import { type Caller } from './caller';
 
-/** Marks a handler whose own statement looks the key up. Where that finds nothing it asks the key who it is. */
+/** Marks a handler whose own statement looks the key up. When that finds nothing, the handler calls `identify`. */
 export const LooksUpKey = Reflector.createDecorator<true>();
 
 /**

@@ -30,7 +30,7 @@ export class ErrorFilter implements ExceptionFilter {
 function unknownRoute(request: FastifyRequest): ApiError {
   const { method, server } = request;
   const [url = ''] = request.url.split('?', 1);
-  const where = `${method} ${url}`;
+  const where = `${method} ${request.originalUrl.split('?', 1)[0]}`;
   const allowed = server.supportedMethods.filter((one) => {
     const route = server.findRoute({ method: one, url });
     // A job without an id has no handler, though Fastify has the route.
@@ -53,7 +53,7 @@ export function toApiError(thrown: unknown): ApiError {
   if (thrown instanceof JobNotFound) return new ApiError('job_not_found', thrown.message);
   if (thrown instanceof JobNotCancellable) return new ApiError('job_not_cancellable', thrown.message);
   if (thrown instanceof ScenarioNotFound) return new ApiError('scenario_not_found', thrown.message);
-  // First, for a caller's own connection that breaks off has the same code as one to Postgres.
+  // Checked first: a caller's broken connection has the same code as a broken one to Postgres.
   const refused = fromFramework(thrown);
   if (refused) return refused;
   if (thrown instanceof JobBusy || isDatabaseUnavailable(thrown) || isHandlerTimeout(thrown)) {

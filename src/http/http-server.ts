@@ -30,7 +30,7 @@ const HOST = /^(\[[0-9a-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?$/i;
 const METHODS_WITH_BODY = new Set(['POST', 'PUT', 'PATCH']);
 const JSON_TYPE = /^application\/json[ \t]*(;|$)/i;
 const OTHER_CHARSET = /;[ \t]*charset=(?!"?utf-8"?[ \t]*(;|$))/i;
-/** What is still being sent of a body that is too large is dropped for so long: else its sender might never read why. */
+/** How long the rest of a body that is too large is read and dropped: a sender who is cut off might never read why. */
 const LINGER_MS = 5000;
 
 /**
@@ -159,7 +159,7 @@ function requestId(request: IncomingMessage): string {
   return typeof given === 'string' && REQUEST_ID.test(given) && !holdsApiKey(given) ? given : randomUUID();
 }
 
-/** A path that cannot be decoded is taken literally, so that it is not found like any other unknown path. */
+/** A path that cannot be decoded is taken literally; it then gets the usual 404. */
 function decodable(url: string): string {
   const [path = '', ...query] = url.split('?');
   try {
@@ -171,7 +171,7 @@ function decodable(url: string): string {
 }
 
 function logRequest(request: FastifyRequest, reply: FastifyReply, route: string): void {
-  // Their lines would bury the others.
+  // The lines of probes would bury the others.
   const level = reply.statusCode >= 500 ? 'error' : PROBES.includes(route) ? 'debug' : 'info';
   const caller = request.caller;
   request.log[level](

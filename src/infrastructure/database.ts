@@ -12,14 +12,14 @@ const STATEMENT_TIMEOUT_MS = 4000;
 const QUERY_TIMEOUT_MS = 5000;
 /** Wait for a connection, a new one or one of the pool, no longer than this. */
 const CONNECT_TIMEOUT_MS = 2000;
-/** A connection that is not used for so long says that it is there: firewalls forget it after some minutes. */
+/** An unused connection is probed this often: firewalls forget one after some minutes of silence. */
 const KEEP_ALIVE_MS = 30_000;
 const DISCONNECT_TIMEOUT_MS = 1000;
 /** So long after it was sent the last statement to a Postgres that is silent has failed. */
 export const LONGEST_STATEMENT_MS = CONNECT_TIMEOUT_MS + QUERY_TIMEOUT_MS;
 
 /**
- * So many connections stay open while nobody asks, as many as decide cancels at once. The others are closed after ten
+ * How many connections stay open while nobody asks: as many as decide cancels at once. The others are closed after ten
  * seconds without use. A new one costs several round trips, and the parsing of each statement.
  */
 const IDLE_CONNECTIONS = 2;

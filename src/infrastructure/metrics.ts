@@ -8,7 +8,7 @@ const HTTP_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1
 /** Jobs that wait and run, and cancelled runs that are not yet confirmed to be gone. */
 export type JobCounts = { queued: number; processing: number; stopping: number };
 
-/** Every metric of both processes, described in docs/operations.md. A process shows those that it uses. */
+/** Every metric of both processes, described in docs/operations.md. */
 @Injectable()
 export class Metrics {
   readonly registry = new Registry();

@@ -81,7 +81,7 @@ function connect(settings: Settings, options: RedisOptions, shardedSubscribers =
         enableOfflineQueue,
         redisOptions,
         shardedSubscribers,
-        // It would connect to the address that it has looked up, for which no certificate is.
+        // It would connect to the address that it has looked up, for which there is no certificate.
         ...(isSecure && { dnsLookup: (host: string, found: (error: null, host: string) => void) => found(null, host) }),
         // Not for its nodes: commands would wait for a dead one instead of asking who has its slots by now.
         clusterRetryStrategy: reconnectAfter,

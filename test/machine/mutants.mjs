@@ -23,7 +23,7 @@ export const MUTANTS = [
     name: 'cancel-reads-then-writes',
     says: 'a cancel looks at the status first and then writes without looking',
     file: repository,
-    find: /(async cancel\(request\) \{)([\s\S]*?\$\{ASKED_FOR\})\s+WHERE \$\{NOT_FINISHED\}([\s\S]*?WHERE j\.id = asked\.id) AND \$\{NOT_FINISHED\}/,
+    find: /(async cancel\(request\) \{)([\s\S]*?\$\{askedFor\(requests\)\})\s+WHERE \$\{NOT_FINISHED\}([\s\S]*?WHERE j\.id = asked\.id) AND \$\{NOT_FINISHED\}/,
     replace: `$1
         const [seen] = await this.database.$queryRaw\`SELECT status::text FROM scenario_jobs WHERE id = \${request.jobId}\`;
         if (!['queued', 'processing'].includes(seen?.status)) return undefined;$2$3`,

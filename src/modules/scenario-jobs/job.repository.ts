@@ -149,7 +149,7 @@ const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 
 const OWED_RUN = Prisma.sql`j.id AS "jobId", j.run_id::text AS "runId", j.status::text AS status,
   EXTRACT(EPOCH FROM clock_timestamp() - j.completed_at)::float8 AS "cancelledSeconds"`;
 
-/** The worker of a job `j` has not been heard of for so long, or has said that it ends. */
+/** The worker of a job `j` has not been heard of for `lostMs`, or has said that it ends. */
 const isLost = (lostMs: number) => Prisma.sql`NOT EXISTS (
   SELECT FROM workers w WHERE w.id = j.worker_id AND w.seen_at > now() - ${lostMs}::int * interval '1 ms')`;
 

@@ -8,7 +8,7 @@ import { JobRepository, type OwedRun } from '../job.repository';
 import { type ActiveRun, ActiveRuns } from './active-runs';
 import { WORKER_ID } from './worker-id';
 
-/** A subscription without an answer for so long is dead, and is made anew. */
+/** A subscription without an answer for this long is dead, and is made anew. */
 const DEAF_MS = 5000;
 
 /** What makes the worker ask Postgres about its runs. */

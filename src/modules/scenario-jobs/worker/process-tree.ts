@@ -22,16 +22,16 @@ const MOST_ID = 64;
 
 /** So many processes are looked at at the same time; fewer once there were too few file descriptors for that. */
 let atOnce = 16;
-/** What lives so long after SIGKILL lives on: it is not ours to kill (setuid programs), or the kernel holds it. */
+/** What still lives this long after SIGKILL lives on: it is not ours to kill (setuid programs), or the kernel holds it. */
 const SURVIVES_MS = 10_000;
 /** So often one look looks for what has begun meanwhile. */
 const ROUNDS = 10;
 
 /**
- * Kills trees and returns when nothing of them lives, or nothing but what has survived SIGKILL: that. Each group gets one
- * signal as a whole, which no process in it can escape by forking. Beside the groups themselves these are, on Linux, processes that left them (`setsid`, a
- * daemon): they are found by the run's id in their environment, as build servers do. One that clears its environment
- * as well is not found, nor ones that each begin the next and end faster than they can be looked for.
+ * Kills trees. Returns what has survived SIGKILL: nothing, as a rule. Each group gets one signal as a whole, which no
+ * process in it can escape by forking. On Linux, processes that left their group (`setsid`, a daemon) are killed as well:
+ * they are found by the run's id in their environment, as build servers do. One that clears its environment as well is not
+ * found, nor ones that each begin the next and end faster than they can be looked for.
  *
  * What one look does not see can live all the same: a daemon that began behind it while its parent ended before it, or a
  * program that is just being loaded. So it takes two in a row that find nothing and nothing unsure.
