@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { STATUS_CODES } from 'node:http';
 import { type Socket } from 'node:net';
 import { ApiError } from './api-error';
-import { answered, type Connection } from './connections';
+import { type Connection } from './connections';
 
 /** What Node says of a connection. */
 type ClientError = Error & { code?: string };
@@ -22,7 +22,8 @@ export function refuseConnection(error: ClientError, socket: Socket, connection:
     if (newest && !newest.req.complete && newest.writableEnded) return void socket.end();
     socket.end(refusalOf(error));
   };
-  void answered([...connection.unanswered].filter(({ req }) => req.complete)).then(refuse);
+  const earlier = [...connection.unanswered].filter(({ req }) => req.complete);
+  void Promise.all(earlier.map((response) => new Promise((closed) => response.once('close', closed)))).then(refuse);
 }
 
 function refusalOf(error: ClientError): string {

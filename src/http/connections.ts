@@ -17,11 +17,6 @@ const LOOK_EVERY_MS = 50;
 /** What has not arrived in full by then is not waited for. */
 const ARRIVAL_MS = 2000;
 
-/** Resolves when all of these have been answered, or their connection is gone. */
-export async function answered(responses: ServerResponse[]): Promise<void> {
-  await Promise.all(responses.map((response) => new Promise((closed) => response.once('close', closed))));
-}
-
 /** The open connections of a server, and which requests of each are still to be answered. */
 export class Connections {
   private readonly open = new Map<Socket, Connection>();
@@ -46,12 +41,13 @@ export class Connections {
   }
 
   /**
-   * What has to be answered before the request of this answer is handled: those that came earlier on its connection,
-   * unless all of them only read (RFC 9112, 9.3.2). Else a GET sent right after a DELETE could find the job as it was before.
+   * What must have been answered before the request of this answer is handled: the one before it on its connection, and
+   * so all before it, unless all of them only read (RFC 9112, 9.3.2). Else a GET sent right behind a DELETE could find
+   * the job as it was.
    */
-  unansweredBefore(response: ServerResponse): ServerResponse[] {
+  unansweredBefore(response: ServerResponse): ServerResponse | undefined {
     const earlier = [...(this.open.get(response.req.socket)?.unanswered ?? [])].filter((one) => one !== response);
-    return [...earlier, response].every(({ req }) => SAFE.has(req.method ?? '')) ? [] : earlier;
+    return [...earlier, response].every(({ req }) => SAFE.has(req.method ?? '')) ? undefined : earlier.at(-1);
   }
 
   /**

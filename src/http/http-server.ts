@@ -11,7 +11,7 @@ import { type Logger } from '../infrastructure/logger';
 import { type Metrics } from '../infrastructure/metrics';
 import { ApiError } from './api-error';
 import { refuseConnection } from './client-errors';
-import { answered, Connections } from './connections';
+import { Connections } from './connections';
 import { sendError, toApiError } from './error.filter';
 import { headerValues } from './header-values';
 import { PROBES } from './probes';
@@ -98,8 +98,8 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   });
   fastify.addHook('onRequest', (_request, reply, done) => {
     const earlier = connections.unansweredBefore(reply.raw);
-    if (earlier.length === 0) done();
-    else void answered(earlier).then(() => done());
+    if (earlier) earlier.once('close', () => done());
+    else done();
   });
   fastify.addHook('onSend', (request, reply, _payload, done) => {
     if (connections.endsWith(reply.raw)) void reply.header('connection', 'close');
