@@ -13,7 +13,7 @@ const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
 /** The flags of Node with which `npm run start:api` starts `main.api.js`, and `start:worker` `main.worker.js`. */
 export function nodeFlagsOf(program) {
   const command = Object.values(scripts).find((one) => one.endsWith(` dist/${program}`));
-  return command.split(' ').slice(1, -1);
+  return command.split(' ').slice(2, -1);
 }
 
 /** What a running `npm run up` tells other scripts: its process id, its database, its Redis and its URL. */

@@ -2,8 +2,8 @@
  * The process of one run. It loads one task module, runs it, reports and ends. It knows neither Postgres nor
  * Redis, and imports next to nothing, for it is started anew for each run.
  *
- * Its worker sends `start` and perhaps `stop`; it sends `acknowledged` when its event loop comes round to the
- * stop, `progress`, and at the end `returned` or `threw`.
+ * It sends `ready`; its worker sends `start` and perhaps `stop`; it sends `acknowledged` when its event loop comes round
+ * to the stop, `progress`, and at the end `returned` or `threw`.
  */
 import { Socket } from 'node:net';
 import { pathToFileURL } from 'node:url';
@@ -39,8 +39,9 @@ const TRANSIENT = new Set([
 /** Errors within an error that are looked at. */
 const MAX_CAUSES = 20;
 
-/** Kept before the task can replace it. */
+/** Kept before the task can replace them. */
 const kill = process.kill.bind(process);
+const nextTurn = setImmediate;
 const stop = new AbortController();
 const worker = new Socket({ fd: CHANNEL });
 const progress = atMostEvery<string>(PROGRESS_EVERY_MS, (line) => worker.write(line));
@@ -56,6 +57,7 @@ readLines(worker, Infinity, (line) => {
 // The worker is gone, and with it whoever could use a result. A loop that never yields does not get here: the
 // watchdog ends it.
 worker.on('close', () => process.exit(1));
+send({ kind: 'ready' });
 
 async function run({ module, input }: Extract<ToTask, { kind: 'start' }>): Promise<void> {
   finish(await attempt(module, input));
@@ -98,7 +100,7 @@ async function isStopped(): Promise<boolean> {
   return stop.signal.aborted;
 }
 
-const endOfTurn = () => new Promise((resolve) => setImmediate(resolve));
+const endOfTurn = () => new Promise((resolve) => nextTurn(resolve));
 
 /** The default export of an ES module, or what a CommonJS module exports, compiled from TypeScript or not. */
 function taskOf(module: { default?: unknown }): unknown {

@@ -75,8 +75,8 @@ describe('the Dockerfile', () => {
       const words = new RegExp(`^${instruction} (.*)$`, 'm').exec(image)?.[1] ?? '';
       return (JSON.parse(words) as string[]).join(' ');
     });
-    expect(`${entrypoint} dist/main.worker.js`).toBe(scripts['start:worker']);
-    expect(`${entrypoint} ${command}`).toBe(scripts['start:api']);
+    expect(`exec ${entrypoint} dist/main.worker.js`).toBe(scripts['start:worker']);
+    expect(`exec ${entrypoint} ${command}`).toBe(scripts['start:api']);
   });
 });
 

@@ -3,6 +3,8 @@ import { type INestApplication } from '@nestjs/common';
 import { type Logger } from './logger';
 
 const SIGNALS = ['SIGINT', 'SIGTERM'] as const;
+/** The same signal so soon is the same one: npm passes on what the terminal has sent to all. */
+const SAME_MS = 500;
 /** The first process of a container is not ended by its own signal. */
 const SIGNAL_MS = 100;
 
@@ -11,7 +13,7 @@ const SIGNAL_MS = 100;
  * ends it at once. Either way the signal is raised again at the end, so that the exit status is honest.
  */
 export function closeOnSignal(app: INestApplication, logger: Logger): void {
-  let closing = false;
+  let first: { signal: NodeJS.Signals; at: number } | undefined;
   const end = (signal: NodeJS.Signals) => {
     for (const each of SIGNALS) process.removeAllListeners(each);
     logger.flush(() => {
@@ -20,11 +22,12 @@ export function closeOnSignal(app: INestApplication, logger: Logger): void {
     });
   };
   const onSignal = (signal: NodeJS.Signals) => {
-    if (closing) {
+    if (first?.signal === signal && performance.now() - first.at < SAME_MS) return;
+    if (first) {
       logger.warn({ signal }, 'second signal, ending at once');
       return end(signal);
     }
-    closing = true;
+    first = { signal, at: performance.now() };
     logger.info({ signal }, 'shutting down');
     app.close().then(
       () => {

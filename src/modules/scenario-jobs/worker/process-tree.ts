@@ -91,6 +91,13 @@ function kill(pid: number): void {
   }
 }
 
+/** Whether one of these processes, as `killTrees` returns them, lives in this group. */
+export async function isInGroup(pids: readonly number[], groupId: number): Promise<boolean> {
+  // Where single processes cannot be looked at, a group stands for its members.
+  const groups = pids.map(async (pid) => (pid < 0 ? -pid : Number((await statOf(`${pid}`).catch(() => []))[2])));
+  return (await Promise.all(groups)).includes(groupId);
+}
+
 /** The processes that run of these groups and these runs. */
 export async function livingMembers(groups: ReadonlySet<number>, runIds: readonly string[]): Promise<number[]> {
   return (await look(groups, runIds)).members;

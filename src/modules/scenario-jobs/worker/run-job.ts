@@ -39,6 +39,8 @@ type Stop = { reason: Reason | undefined; how: StopKind };
 
 type RunError = { code: string; message: string };
 
+/** What asks a process to end, and nothing of ours has sent: somebody ends everything, its worker as well perhaps. */
+const FROM_OUTSIDE = new Set<NodeJS.Signals | null>(['SIGTERM', 'SIGINT', 'SIGHUP']);
 const NOT_BEGUN: Stop = { reason: undefined, how: 'graceful' };
 
 const MAX_BACKOFF_MS = 60_000;
@@ -128,7 +130,7 @@ export class RunJob {
     try {
       const { end, how } = await task.ended;
       const frozen = this.watchdog.hasKilled(run.runId);
-      const cutShort = frozen && end.kind === 'exited';
+      const cutShort = frozen && (end.kind === 'exited' || end.kind === 'not started');
       // Asked now and not again: what comes later makes the result of this run worth no less.
       const reason = run.reason ?? (cutShort ? ('frozen' as const) : undefined);
       return { end, how: frozen ? ('killed' as const) : how, reason };
@@ -188,8 +190,10 @@ export class RunJob {
         return end.error.retryable ? this.retry(run, job, end.error) : this.fail(run, end.error);
       case 'not started':
         return this.retry(run, job, { code: 'TASK_CRASHED', message: 'The task could not be started' });
-      case 'exited':
-        return this.fail(run, describeExit(end, this.settings.TASK_MEMORY_MB));
+      case 'exited': {
+        const error = describeExit(end, this.settings.TASK_MEMORY_MB);
+        return FROM_OUTSIDE.has(end.signal) ? this.retry(run, job, error) : this.fail(run, error);
+      }
     }
   }
 

@@ -25,6 +25,8 @@ export type TaskError = { code: string; message: string; retryable: boolean };
 
 /** What the process of a run tells its worker. */
 export type FromTask =
+  /** Its first word: it runs, and waits for `start`. */
+  | { kind: 'ready' }
   /** The request to stop has reached the task: its event loop turns. */
   | { kind: 'acknowledged' }
   | { kind: 'progress'; progress: unknown }
@@ -38,6 +40,7 @@ export const toLine = (message: ToTask | FromTask) => `${JSON.stringify(message)
 export function parseFromTask(line: string): FromTask | undefined {
   const { kind, progress, result, error } = parse(line);
   switch (kind) {
+    case 'ready':
     case 'acknowledged':
       return line.length <= MAX_PROGRESS ? { kind } : undefined;
     case 'progress':

@@ -6,8 +6,16 @@ import { within } from '../../../infrastructure/within';
 import { type StopKind } from '../job-status';
 import { type StopReason } from './active-runs';
 import { readLines } from './lines';
-import { killTrees, type ProcessTree, signalGroup } from './process-tree';
-import { MAX_MESSAGE, parseFromTask, RUN_ID_VARIABLE, type TaskError, toLine, type ToTask } from './task-messages';
+import { isInGroup, killTrees, type ProcessTree, signalGroup } from './process-tree';
+import {
+  MAX_MESSAGE,
+  parseFromTask,
+  PROGRESS_EVERY_MS,
+  RUN_ID_VARIABLE,
+  type TaskError,
+  toLine,
+  type ToTask,
+} from './task-messages';
 
 /** A task inherits these of the worker's environment and those that the settings name: no credentials. */
 const INHERITED = [
@@ -21,6 +29,8 @@ const INHERITED = [
   'NODE_EXTRA_CA_CERTS',
   'SCENARIO_TASK_STEP_MS',
 ];
+/** A process that has not said by then that it runs never will: Node can hang at its start when the system has no threads for it. */
+const READY_WITHIN_MS = 60_000;
 /** A task that has reported has nothing left to do but to end. */
 const EXIT_WITHIN_MS = 1000;
 /** When the whole tree is dead all that it has said can be read at once. */
@@ -29,11 +39,15 @@ const MAX_LINE = 4096;
 /** So many characters of what is no message are read of one run, a line for at least so many: reading it keeps others waiting. */
 const MAX_STRANGE = 4 * MAX_MESSAGE;
 const STRANGE_LINE = MAX_STRANGE / 100;
+/** Messages beyond so many, and twice as many more as a task sends in that time, are strange as well. */
+const MANY_MESSAGES = 100;
 /** What one run may print into the log. */
 const MAX_OUTPUT = 64 * 1024;
 /** Whoever sent them: the watchdog may have. */
 const ENDED_BY: Record<string, StopKind> = { SIGTERM: 'terminated', SIGKILL: 'killed' };
 const OUT_OF_MEMORY = /JavaScript heap out of memory|Allocation failed/;
+/** How V8 ends a process that is out of memory; one that only prints such words ends otherwise. */
+const ABORTED = new Set<string | number | null>(['SIGABRT', 'SIGTRAP', 134, 133]);
 
 export type TaskOptions = {
   runId: string;
@@ -52,12 +66,14 @@ export type TaskOptions = {
 export type TaskEnd =
   | { kind: 'returned'; result: string | undefined }
   | { kind: 'threw'; error: TaskError }
-  /** The system had no process for it. */
+  /** The system had no process for it, or not what Node needs to start. */
   | { kind: 'not started' }
   /** It ended without a word. */
   | { kind: 'exited'; code: number | null; signal: NodeJS.Signals | null; outOfMemory: boolean };
 
 type Exit = { code: number | null; signal: NodeJS.Signals | null };
+/** Its first process, too, can be one that cannot be killed. */
+type Unkillable = { survivors: number[] };
 
 /**
  * One run of a task: a process of its own that leads a process group of its own, and waits to be told what to do.
@@ -71,12 +87,16 @@ export class TaskProcess {
   private readonly channel: Duplex | null;
   private end: TaskEnd | undefined;
   private how: StopKind = 'graceful';
+  private readonly began = performance.now();
+  private ready = false;
   private stopping = false;
   private acknowledged = false;
   private outOfMemory = false;
+  private heard = 0;
   private strange = 0;
   private survivors: number[] = [];
   private timer: NodeJS.Timeout | undefined;
+  private giveUp: (unkillable: Unkillable) => void = () => undefined;
 
   constructor(private readonly options: TaskOptions) {
     const { runId, inherit } = options;
@@ -95,6 +115,7 @@ export class TaskProcess {
     if (this.channel) readLines(this.channel, MAX_MESSAGE, (line) => this.onMessage(line));
     this.watchOutput();
     this.ended = this.untilEnded();
+    this.after(READY_WITHIN_MS, () => this.kill());
   }
 
   /** Has it load the task module at this path, and call it. */
@@ -117,7 +138,11 @@ export class TaskProcess {
   /** Resolves when nothing of the tree lives: perhaps long after `ended`, or never. */
   async gone(): Promise<void> {
     await this.ended;
-    while (this.survivors.length > 0) this.survivors = await killTrees([this.tree]);
+    while (this.survivors.length > 0) {
+      // The number of a group of which nothing lives may be somebody else's by now.
+      const groupId = (await isInGroup(this.survivors, this.tree.groupId)) ? this.tree.groupId : 0;
+      this.survivors = await killTrees([{ ...this.tree, groupId }]);
+    }
   }
 
   /** Whether the task has returned or thrown. */
@@ -141,23 +166,31 @@ export class TaskProcess {
   }
 
   private kill(): void {
-    this.signal('SIGKILL', 'killed');
+    if (!this.signal('SIGKILL', 'killed')) return;
     // What has left the group too, not only when the task is gone: something that traces it can keep it from that.
-    if (this.how === 'killed') void killTrees([this.tree]).catch(() => undefined);
+    killTrees([this.tree]).then(
+      (survivors) => survivors.length > 0 && this.giveUp({ survivors }),
+      () => undefined,
+    );
   }
 
-  /** Not once the process has been reaped: its group's id may be somebody else's by now. */
-  private signal(signal: NodeJS.Signals, how: StopKind): void {
-    if (this.child.exitCode !== null || this.child.signalCode !== null) return;
+  /** Not once the process has been reaped, which it says: its group's id may be somebody else's by now. */
+  private signal(signal: NodeJS.Signals, how: StopKind): boolean {
+    if (this.child.exitCode !== null || this.child.signalCode !== null) return false;
     this.how = how;
     signalGroup(this.tree.groupId, signal);
+    return true;
   }
 
   /** False when nothing more is heard. */
   private onMessage(line: string): void | false {
     if (this.end) return false;
-    const message = parseFromTask(line);
+    const message = this.isTooMuch() ? undefined : parseFromTask(line);
     switch (message?.kind) {
+      case 'ready':
+        if (!this.stopping && !this.ready) clearTimeout(this.timer);
+        this.ready = true;
+        return;
       case 'progress':
         if (!this.stopping) this.options.onProgress(message.progress);
         return;
@@ -179,21 +212,31 @@ export class TaskProcess {
     }
   }
 
+  /** Whether it has sent more messages than a task has to: reading them keeps others waiting, too. */
+  private isTooMuch(): boolean {
+    const due = (2 * (performance.now() - this.began)) / PROGRESS_EVERY_MS;
+    return ++this.heard > MANY_MESSAGES + due;
+  }
+
   private async untilEnded(): Promise<{ end: TaskEnd; how: StopKind }> {
-    const exit = await new Promise<Exit | undefined>((resolve) => {
+    const exit = await new Promise<Exit | Unkillable | undefined>((resolve) => {
+      this.giveUp = resolve;
       this.child.once('exit', (code, signal) => resolve({ code, signal }));
       if (this.child.pid === undefined) this.child.once('error', () => resolve(undefined));
     });
     clearTimeout(this.timer);
     this.timer = undefined;
     if (!exit) return { end: { kind: 'not started' }, how: this.how };
-    this.survivors = await killTrees([this.tree]);
+    this.survivors = 'survivors' in exit ? exit.survivors : await killTrees([this.tree]);
     if (this.survivors.length > 0) this.options.onSurvivors(this.survivors);
     await this.untilAllIsRead();
     // Asked to stop, it kills itself after its last word: no SIGKILL of ours, and so `graceful`.
     if (this.end) return { end: this.end, how: this.how };
-    const end = { kind: 'exited', ...exit, outOfMemory: this.outOfMemory } as const;
-    return { end, how: ENDED_BY[exit.signal ?? ''] ?? this.how };
+    const { code, signal } = 'survivors' in exit ? { code: null, signal: null } : exit;
+    const how = ENDED_BY[signal ?? ''] ?? this.how;
+    if (!this.ready) return { end: { kind: 'not started' }, how };
+    const outOfMemory = this.outOfMemory && ABORTED.has(signal ?? code);
+    return { end: { kind: 'exited', code, signal, outOfMemory }, how };
   }
 
   /** Nothing that writes is left, unless it hides well: for that nobody waits. */
