@@ -157,13 +157,21 @@ const species = {
   },
   exitEarly: () => process.exit(0),
   exitBadly: () => process.exit(3),
+  /** Uses the words of V8 when it is out of memory. */
+  complainer: () => {
+    console.error('Allocation failed for tenant 7');
+    process.exit(3);
+  },
   crash: () => {
     setTimeout(() => {
       throw new Error('boom');
     });
     return forever();
   },
-  killItself: () => process.kill(process.pid, 'SIGKILL'),
+  killItself: (_input, _tools, signal = 'SIGKILL') => {
+    process.kill(process.pid, signal);
+    return forever();
+  },
   throws: () => {
     throw new Error('secret path /etc/secret');
   },
@@ -261,9 +269,9 @@ const species = {
     await sleep(50);
     return { name: 'True scenario' };
   },
-  /** Sends without end what is no message. */
-  babbler: async () => {
-    const lines = 'x\n'.repeat(32_768);
+  /** Sends the same line without end. */
+  babbler: async (_input, _tools, line = 'x') => {
+    const lines = `${line}\n`.repeat(65_536 / (line.length + 1));
     for (;;) {
       try {
         writeSync(3, lines);

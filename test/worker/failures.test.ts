@@ -16,6 +16,7 @@ describe('a task that goes wrong', () => {
     ['exitEarly', 'TASK_NO_RESULT', 'The task ended without a result'],
     ['nothing', 'TASK_NO_RESULT', 'The task ended without a result'],
     ['exitBadly', 'TASK_CRASHED', 'The task ended with exit code 3'],
+    ['complainer', 'TASK_CRASHED', 'The task ended with exit code 3'],
     ['crash', 'TASK_CRASHED', 'The task ended with exit code 1'],
     ['killItself', 'TASK_CRASHED', 'The task was ended by SIGKILL'],
     ['memory', 'TASK_OUT_OF_MEMORY', 'The task used more than 64 MB of memory'],
@@ -56,12 +57,17 @@ describe('a task that goes wrong', () => {
     },
   );
 
-  it.each(['flaky', 'throwsCode ECONNRESET', 'refused'])(
+  it.each([
+    ['flaky', 'GENERATION_ERROR'],
+    ['throwsCode ECONNRESET', 'GENERATION_ERROR'],
+    ['refused', 'GENERATION_ERROR'],
+    ['killItself SIGTERM', 'TASK_CRASHED'],
+  ])(
     '%s: is tried again while the error may pass, after waits that double, as often as MAX_ATTEMPTS says',
-    async (species) => {
+    async (species, code) => {
       const { id } = await system.create(species);
       const job = await system.untilStatus(id, 'failed');
-      expect(job.error?.code).toBe('GENERATION_ERROR');
+      expect(job.error?.code).toBe(code);
       expect((await system.row(id)).attempt).toBe(3);
       const ends = await eventually('three runs have ended', () => {
         const lines = system.workers[0]!.logs.filter(({ msg, jobId }) => msg === 'run ended' && jobId === id);
@@ -95,11 +101,16 @@ describe('a task that goes wrong', () => {
     await system.untilStopped(job.id);
   });
 
-  it('does not keep others from ending by sending its worker what is no message, without end', async () => {
-    const [babbler, bystander] = [await system.createRunning('babbler'), await system.createRunning('slow 1000')];
+  it.each([
+    ['what is no message', 'x'],
+    ['progress', '{"kind":"progress"}'],
+    ['the same word', '{"kind":"acknowledged"}'],
+  ])('does not keep others from ending by sending its worker %s, without end', async (_what, line) => {
+    const babbler = await system.createRunning(`babbler ${line}`);
+    const bystander = await system.createRunning('slow 1000');
     const deaf = '… the task has sent too much that is no message, and is heard no more';
     await eventually('it is heard no more', () =>
-      system.workers[0]!.logs.some(({ jobId, line }) => jobId === babbler.job.id && line === deaf),
+      system.workers[0]!.logs.some((one) => one.jobId === babbler.job.id && one.line === deaf),
     );
     await system.untilStatus(bystander.job.id, 'completed');
     expect((await system.row(bystander.job.id)).attempt).toBe(1);
@@ -220,6 +231,12 @@ describe('another task module', () => {
     await system.startWorker({ SCENARIO_TASK: join(__dirname, '../../package.json') });
     const { id } = await system.create('quick');
     expect((await system.untilStatus(id, 'failed')).error?.code).toBe('TASK_NOT_LOADED');
+  });
+
+  it('that replaces the timers runs all the same', async () => {
+    await system.startWorker({ SCENARIO_TASK: join(__dirname, '../support/timeless-task.mjs') });
+    const { id } = await system.create('quick');
+    await system.untilStatus(id, 'completed');
   });
 
   it('that is built in stops when it is asked to', async () => {
