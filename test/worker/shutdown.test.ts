@@ -4,10 +4,11 @@ import { closeSync, openSync } from 'node:fs';
 import { join } from 'node:path';
 import { startBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
-import { freePort, OwnRedis } from '../support/own-redis';
+import { freePort } from '../support/own-redis';
 import { DIST, ServiceProcess } from '../support/service-process';
 import { TestDatabase } from '../support/test-database';
 import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
+import { startWithOwnRedis } from '../support/with-own-redis';
 
 describe('a worker that is told to end', () => {
   let system: TestSystem;
@@ -76,8 +77,7 @@ describe('a worker that is told to end when a result is there', () => {
 
 describe('a process that is told to end while Redis is', () => {
   it.each(['frozen', 'gone'] as const)('%s: ends all the same, and leaves no task', async (fate) => {
-    const redis = await OwnRedis.start();
-    const system = await TestSystem.start({ redisUrl: redis.url });
+    const { redis, system } = await startWithOwnRedis();
     try {
       const { job, pid } = await system.createRunning('cooperative');
       if (fate === 'frozen') redis.pause();
