@@ -43,6 +43,18 @@ describe('a worker that is told to end', () => {
     },
   );
 
+  it('gives a run that it stops its whole grace', async () => {
+    system = await TestSystem.start({ settings: { DRAIN_MS: '0', STOP_ACK_MS: '5000', STOP_GRACE_MS: '60000' } });
+    // For longer than an acknowledgement may take, and what comes after SIGTERM.
+    const { job } = await system.createRunning('tidy 7000');
+    const worker = system.workers[0]!;
+    worker.signal('SIGTERM');
+    await worker.ended();
+    await system.untilTaskSays(job.id, 'tidied');
+    expect(worker.logged('ending without: stopping runs')).toBeUndefined();
+    expect(await system.row(job.id)).toMatchObject({ status: 'queued', attempt: 0 });
+  });
+
   it('stops a job that is cancelled while it drains', async () => {
     system = await TestSystem.start({ settings: { DRAIN_MS: '60000' } });
     const { job } = await system.createRunning('cooperative');
