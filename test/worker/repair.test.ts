@@ -194,4 +194,13 @@ describe('the reconciler', () => {
     await system.startWorker({ WORKER_CONCURRENCY: '1' });
     await eventually('the last one is queued', () => system.isQueued(ids.at(-1)!));
   });
+
+  it('of a worker forgets old workers by itself', async () => {
+    await system.pool.query(`INSERT INTO workers (id, seen_at) VALUES ('long gone', now() - interval '2 days')`);
+    await system.startWorker();
+    await eventually('it is forgotten', async () => {
+      const { rowCount } = await system.pool.query(`SELECT FROM workers WHERE id = 'long gone'`);
+      return rowCount === 0;
+    });
+  });
 });
