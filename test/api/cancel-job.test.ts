@@ -291,7 +291,8 @@ describe('a job that has ended', () => {
     const worker = await system.startWorker({ RETRY_BACKOFF_MS: '3600000' });
     await system.workers[0]!.stop();
     const { id } = await system.create('flaky');
-    await worker.untilLogged('run ended', id);
+    // However long RETRY_BACKOFF_MS is.
+    expect(await worker.untilLogged('run ended', id)).toMatchObject({ outcome: 'retry', delayMs: 60_000 });
     await eventually('it is delayed', () =>
       system.redis.zscore(`${system.settings.QUEUE_PREFIX}:scenario-jobs:delayed`, id),
     );

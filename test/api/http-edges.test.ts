@@ -184,6 +184,13 @@ describe('requests that are sent before the answer to an earlier one', () => {
   });
 });
 
+describe('a connection that is kept', () => {
+  it('is kept for longer than a balancer keeps one, and its caller is told', async () => {
+    const { headers } = await fetch(`${system.api.url}/livez`);
+    expect(headers.get('keep-alive')).toBe('timeout=72');
+  });
+});
+
 describe('request ids', () => {
   const idOf = async (given?: string) =>
     (
@@ -278,6 +285,24 @@ describe('metrics and health', () => {
     await eventually('no run is in progress', async () =>
       (await (await fetch(`${system.workers[0]!.url}/metrics`)).text()).includes('scenario_jobs_runs_in_progress 0'),
     );
+  });
+
+  it('times are in seconds', async () => {
+    const times = async () => [
+      await system.api.observed('http_request_duration_seconds'),
+      await system.workers[0]!.observed('scenario_jobs_cancel_signal_seconds'),
+      await system.workers[0]!.observed('scenario_jobs_cancel_stop_seconds'),
+    ];
+    const { job } = await system.createRunning('cooperative');
+    const began = performance.now();
+    const before = await times();
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+    await system.workers[0]!.untilLogged('run ended', job.id);
+    const after = await times();
+    const took = (performance.now() - began) / 1000;
+    // None can have taken longer than all of it. In milliseconds each would have.
+    for (const [index, time] of after.entries()) expect(time - before[index]!).toBeLessThan(took);
   });
 
   it('the jobs are counted afresh at each scrape', async () => {

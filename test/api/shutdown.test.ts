@@ -58,6 +58,11 @@ describe('an api that is told to end', () => {
     const connection = await sendAndEnd(`${headOf('POST')}${half}`);
     await untilEnded(connection);
     expect(connection.received.toString()).toBe('');
+    // By its own clock it did not wait for as long as a request may take, which is 25 s.
+    const [began, ended] = await Promise.all(
+      ['shutting down', 'shut down'].map(async (message) => (await system.api.untilLogged(message)).time as string),
+    );
+    expect(Date.parse(ended!) - Date.parse(began!)).toBeLessThan(20_000);
   });
 
   it('logs every request that it has answered, and its end, however slowly its lines are read', async () => {

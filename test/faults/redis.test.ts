@@ -1,8 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { eventually } from '../support/eventually';
-import { OwnRedis } from '../support/own-redis';
+import { type OwnRedis } from '../support/own-redis';
 import { TcpProxy } from '../support/tcp-proxy';
 import { groupIsAlive, NO_POLL, TestSystem } from '../support/test-system';
+import { startWithOwnRedis } from '../support/with-own-redis';
 
 const UNDELIVERED = 'cancel could not be delivered, and will be noticed later';
 
@@ -126,8 +127,7 @@ describe('Redis itself', () => {
   let redis: OwnRedis;
   let system: TestSystem;
   beforeEach(async () => {
-    redis = await OwnRedis.start();
-    system = await TestSystem.start({ redisUrl: redis.url });
+    ({ redis, system } = await startWithOwnRedis());
   });
   afterEach(async () => {
     await system.stop();

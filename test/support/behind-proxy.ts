@@ -8,9 +8,17 @@ export async function startBehindProxy(
   options: Parameters<typeof TestSystem.start>[0] = {},
 ) {
   const proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
-  const system = await TestSystem.start({
-    ...options,
-    [who]: ({ DATABASE_URL }: Record<string, string>) => ({ DATABASE_URL: proxy.through(DATABASE_URL!), ...settings }),
-  });
-  return { proxy, system };
+  try {
+    const system = await TestSystem.start({
+      ...options,
+      [who]: ({ DATABASE_URL }: Record<string, string>) => ({
+        DATABASE_URL: proxy.through(DATABASE_URL!),
+        ...settings,
+      }),
+    });
+    return { proxy, system };
+  } catch (error) {
+    await proxy.stop();
+    throw error;
+  }
 }

@@ -23,8 +23,7 @@ export class OwnRedis {
 
   static async start(flags: string[] = []): Promise<OwnRedis> {
     const redis = new OwnRedis(await programOfSharedRedis(), await freePort(), flags);
-    await redis.launch();
-    return redis;
+    return redis.launched();
   }
 
   /** One that watches these and makes another one the master when the master dies. */
@@ -35,8 +34,17 @@ export class OwnRedis {
       `sentinel monitor mymaster 127.0.0.1 ${master.port} 2\n` +
         'sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 5000\n',
     );
-    await redis.launch();
-    return redis;
+    return redis.launched();
+  }
+
+  private async launched(): Promise<this> {
+    try {
+      await this.launch();
+      return this;
+    } catch (error) {
+      await this.stop();
+      throw error;
+    }
   }
 
   /** Freezes it: connections stay open and nothing is answered. */
@@ -104,8 +112,11 @@ export class OwnRedis {
     this.server = spawn(this.program, args, { argv0: 'redis-server', stdio: 'ignore' });
     const client = new Redis(this.url, { retryStrategy: () => 20 });
     client.on('error', () => undefined);
-    await eventually('Redis answers', async () => (await client.ping()) === 'PONG');
-    client.disconnect();
+    try {
+      await eventually('Redis answers', async () => (await client.ping()) === 'PONG');
+    } finally {
+      client.disconnect();
+    }
   }
 
   /** Ends it: connections are cut, and new ones refused. What it had kept on disk stays. */

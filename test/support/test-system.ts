@@ -219,10 +219,20 @@ export async function groupIsAlive(pid: number): Promise<boolean> {
 
 /** Whether this process lives; a zombie does not. */
 export function isAlive(pid: number): boolean {
+  return !['Z', 'X', undefined].includes(stateOf(pid));
+}
+
+/** Whether SIGSTOP has reached this process: until then it can still wake up and hear what it is told. */
+export function isFrozen(pid: number): boolean {
+  return stateOf(pid) === 'T';
+}
+
+/** The letter that `ps` shows for it; nothing if it is gone. */
+function stateOf(pid: number): string | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
-    return !/^[ZX]/.test(stat.slice(stat.lastIndexOf(')') + 2));
+    return stat[stat.lastIndexOf(')') + 2];
   } catch {
-    return false;
+    return undefined;
   }
 }

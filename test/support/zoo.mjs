@@ -1,6 +1,6 @@
 // Every kind of task, by the first word of the prompt: kind ones, rude ones, broken ones. Each says "running" and
 // its process id first, so that a test knows that it has begun.
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { closeSync, readdirSync, readFileSync, readlinkSync, writeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -43,10 +43,10 @@ const species = {
     await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
     say(`stopped by ${signal.reason.name}: ${signal.reason.cause}`);
   },
-  /** Stops when it is asked to, after some cleaning up. */
-  tidy: async (_input, { signal }) => {
+  /** Stops when it is asked to, after some cleaning up: as many milliseconds as its second word says. */
+  tidy: async (_input, { signal }, ms = 50) => {
     await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
-    await sleep(50);
+    await sleep(Number(ms));
     say('tidied');
   },
   /** Stops when it is asked to, and says more at once than a pipe holds. */
@@ -87,6 +87,12 @@ const species = {
   nodding: () => {
     process.on('SIGTERM', () => undefined);
     setInterval(() => tell({ kind: 'acknowledged' }), 100);
+    return forever();
+  },
+  /** Waits without yielding for a child, until SIGTERM ends that; ignores SIGTERM itself, and only then acknowledges. */
+  belated: () => {
+    process.on('SIGTERM', () => undefined);
+    spawnSync('sleep', ['1000']);
     return forever();
   },
   /** Blocks its thread in a system call. */

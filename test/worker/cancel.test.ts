@@ -87,7 +87,9 @@ describe('cancelling a job', () => {
 describe('cancelling a job whose task computes, on a worker that gives much grace', () => {
   let system: TestSystem;
   beforeAll(async () => {
-    system = await TestSystem.start({ settings: { STOP_ACK_MS: '400', STOP_GRACE_MS: '3600000' } });
+    system = await TestSystem.start({
+      settings: { STOP_ACK_MS: '400', STOP_GRACE_MS: '45000', STOP_KILL_MS: '1500' },
+    });
   });
   afterAll(() => system.stop());
 
@@ -95,6 +97,12 @@ describe('cancelling a job whose task computes, on a worker that gives much grac
     const { job } = await system.createRunning(species);
     await system.cancel(job.id);
     expect(await system.untilStopped(job.id)).toMatchObject({ stopped_how: 'terminated' });
+  });
+
+  it('gives none to a task that acknowledges only after SIGTERM', async () => {
+    const { job } = await system.createRunning('belated');
+    await system.cancel(job.id);
+    expect(await system.untilStopped(job.id)).toMatchObject({ stopped_how: 'killed' });
   });
 });
 

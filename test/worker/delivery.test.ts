@@ -23,29 +23,6 @@ describe('a worker learns of a cancel', () => {
     expect((await stoppingOf(system, job.id)).source).toBe('doorbell');
   });
 
-  it('although a run of its own that is lost cannot be repaired, for its row is locked', async () => {
-    const { job } = await system.createRunning('cooperative');
-    const { worker_id: worker } = await system.row(job.id);
-    // The next one in the queue: nobody is handed the lost job's entry.
-    const next = await system.create('cooperative');
-    const lost = await system.create('quick');
-    await system.pool.query(
-      `UPDATE scenario_jobs SET status = 'processing', run_id = gen_random_uuid(), worker_id = $1, attempt = 1, started_at = now()
-       WHERE id = $2`,
-      [worker, lost.id],
-    );
-    // No poll is due that would have seen it before.
-    await system.lockRow(lost.id, async () => {
-      expect((await system.cancel(job.id)).status).toBe(200);
-      await system.untilStopped(job.id);
-    });
-    // Then it is repaired, when the worker asks again if it had given up by then, and runs again.
-    await system.redis.publish(`${system.settings.QUEUE_PREFIX}:cancel:${worker}`, '');
-    await system.untilStatus(lost.id, 'queued');
-    await system.cancel(next.id);
-    await system.untilStatus(lost.id, 'completed');
-  });
-
   it('and believes no message that neither has the token of the run nor is confirmed by the row', async () => {
     const { job } = await system.createRunning('slow 1500');
     const row = await system.row(job.id);
@@ -77,10 +54,42 @@ describe('a worker learns of a cancel whose message is lost', () => {
   it('by the poll alone, when the message is lost', async () => {
     system = await TestSystem.start({ api: await mute() });
     const { job } = await system.createRunning('cooperative');
+    const began = performance.now();
     expect((await system.cancel(job.id)).status).toBe(200);
     await system.api.untilLogged(UNDELIVERED, job.id);
     await system.untilStopped(job.id);
     expect((await stoppingOf(system, job.id)).source).toBe('poll');
+    // Of this one cancel, and in seconds.
+    const seconds = await system.workers[0]!.observed('scenario_jobs_cancel_signal_seconds');
+    expect(seconds).toBeLessThan((performance.now() - began) / 1000);
+  });
+
+  it('by the next one, although a run of its own that is lost cannot be repaired, for its row is locked', async () => {
+    system = await TestSystem.start({ settings: { ...NO_POLL, WORKER_CONCURRENCY: '1' }, api: await mute() });
+    const { job } = await system.createRunning('cooperative');
+    const { worker_id: worker } = await system.row(job.id);
+    const ring = () => system.redis.publish(`${system.settings.QUEUE_PREFIX}:cancel:${worker}`, '');
+    // The next one in the queue: nobody is handed the lost job's entry.
+    const next = await system.create('cooperative');
+    const lost = await system.create('quick');
+    await system.pool.query(
+      `UPDATE scenario_jobs SET status = 'processing', run_id = gen_random_uuid(), worker_id = $1, attempt = 1, started_at = now()
+       WHERE id = $2`,
+      [worker, lost.id],
+    );
+    await system.lockRow(lost.id, async () => {
+      await ring();
+      expect((await system.cancel(job.id)).status).toBe(200);
+      await ring();
+      await system.untilStopped(job.id);
+      await system.workers[0]!.untilLogged('could not repair a run that this worker does not run', lost.id);
+    });
+    // Then it is repaired, when the worker asks again, and runs again.
+    await ring();
+    await system.untilStatus(lost.id, 'queued');
+    await system.cancel(next.id);
+    await ring();
+    await system.untilStatus(lost.id, 'completed');
   });
 
   it('by subscribing again alone', async () => {
@@ -158,6 +167,50 @@ describe('a worker that cannot ask Postgres', () => {
     });
     await system.cancel(job.id);
     await system.untilStopped(job.id);
+  });
+});
+
+describe('a worker that can ask Postgres and cannot give its sign of life', () => {
+  it('stops its tasks after BLIND_MS, however often its doorbell rings', async () => {
+    const system = await TestSystem.start({ settings: { BLIND_MS: '1000' } });
+    const { job } = await system.createRunning('cooperative');
+    const channel = `${system.settings.QUEUE_PREFIX}:cancel:${(await system.row(job.id)).worker_id}`;
+    await system.pool.query(`
+      CREATE FUNCTION is_standby() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'cannot execute INSERT' USING ERRCODE = 'read_only_sql_transaction'; END $$`);
+    await system.pool.query('CREATE TRIGGER standby BEFORE INSERT OR UPDATE ON workers EXECUTE FUNCTION is_standby()');
+    const ringing = setInterval(() => void system.redis.publish(channel, ''), 20);
+    try {
+      expect(await system.workers[0]!.untilLogged('run ended', job.id)).toMatchObject({ outcome: 'interrupted' });
+    } finally {
+      clearInterval(ringing);
+      await system.stop();
+    }
+  });
+});
+
+describe('a worker that is handed a job which another one runs', () => {
+  it('begins nothing, and is handed it again after two seconds', async () => {
+    const system = await TestSystem.start({ workers: 0 });
+    try {
+      const { id } = await system.create('quick');
+      await system.pool.query("INSERT INTO workers (id) VALUES ('another')");
+      await system.pool.query(
+        `UPDATE scenario_jobs SET status = 'processing', run_id = gen_random_uuid(), worker_id = 'another', attempt = 1, started_at = now()
+         WHERE id = $1`,
+        [id],
+      );
+      const worker = await system.startWorker();
+      const { time } = await worker.untilLogged('run refused: the job is run by a worker that lives', id);
+      const delayed = `${system.settings.QUEUE_PREFIX}:scenario-jobs:delayed`;
+      const score = await eventually('it waits for its turn', () => system.redis.zscore(delayed, id));
+      const due = Number(score) / 4096;
+      expect(due).toBeGreaterThanOrEqual(Date.parse(time as string) + 2000);
+      expect(due).toBeLessThan(Date.now() + 2001);
+      expect(worker.logged('run began', id)).toBeUndefined();
+    } finally {
+      await system.stop();
+    }
   });
 });
 
@@ -249,6 +302,44 @@ describe('a worker that hears a message without a token while it asks Postgres b
       pass();
       await system.untilStopped(first.job.id);
       await system.untilStopped(second.job.id);
+    } finally {
+      await system.stop();
+      await proxy.stop();
+    }
+  });
+});
+
+describe('a worker whose doorbell rings while it asks Postgres, before and after it has subscribed anew', () => {
+  it('gives its sign of life all the same', async () => {
+    const user = await RedisUser.create();
+    const { proxy, system } = await startBehindProxy('worker', { ...NO_POLL, ...user.settings });
+    try {
+      const jobs: { id: string }[] = [];
+      while (jobs.length < 3) jobs.push((await system.createRunning('cooperative')).job);
+      const channel = `${system.settings.QUEUE_PREFIX}:cancel:${(await system.row(jobs[0]!.id)).worker_id}`;
+      const subscribed = async () => (await system.redis.pubsub('NUMSUB', channel))[1] === 1;
+      /** Rings, and waits until that is heard: what comes after it on the same connection is. */
+      const ring = async () => {
+        await system.redis.publish(channel, '');
+        const { id } = jobs.pop()!;
+        expect((await system.cancel(id)).status).toBe(200);
+        await stoppingOf(system, id);
+      };
+      const lastSign = async () =>
+        (await system.pool.query<{ seen: string }>('SELECT seen_at::text AS seen FROM workers')).rows[0]!.seen;
+
+      const held = proxy.holdAnswer('cancelledSeconds');
+      await system.redis.publish(channel, '');
+      const pass = await held;
+      await ring();
+      const before = await lastSign();
+      await user.cut();
+      await eventually('it has subscribed', subscribed);
+      await ring();
+      // By now it has asked to ask, whichever of the two was first.
+      await ring();
+      pass();
+      await eventually('it gives its sign of life', async () => (await lastSign()) !== before);
     } finally {
       await system.stop();
       await proxy.stop();

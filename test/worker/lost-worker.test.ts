@@ -1,9 +1,14 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtemp, rm, symlink, unlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { type Duplex } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { RUN_ID_VARIABLE, toLine } from '../../src/modules/scenario-jobs/worker/task-messages';
 import { eventually } from '../support/eventually';
-import { groupIsAlive, IMPATIENT, SOON_LOST, TestSystem } from '../support/test-system';
+import { DIST } from '../support/service-process';
+import { groupIsAlive, IMPATIENT, isAlive, isFrozen, SOON_LOST, TestSystem, ZOO } from '../support/test-system';
 
 const SOON = { ...IMPATIENT, ...SOON_LOST, LOCK_MS: '1000' };
 
@@ -76,6 +81,22 @@ describe('when a worker is lost', () => {
     expect((await system.untilStatus(job.id, 'failed')).error?.code).toBe('WORKER_LOST');
   });
 
+  it('killed when a run is over: its watchdog has no part in that any more, and ends nothing for it', async () => {
+    const worker = system.workers[0]!;
+    const { id } = await system.create('quick');
+    const { runId } = await worker.untilLogged('run ended', id);
+    const watchdog = await watchdogOf(worker.pid);
+    // To a watchdog it would be of that run.
+    const child = spawn('sleep', ['1000'], { env: { PATH: process.env.PATH, [RUN_ID_VARIABLE]: runId } });
+    try {
+      worker.signal('SIGKILL');
+      await eventually('the watchdog has ended', () => !isAlive(watchdog));
+      expect(isAlive(child.pid as number)).toBe(true);
+    } finally {
+      child.kill('SIGKILL');
+    }
+  });
+
   it.each([
     ['gone', 'SIGKILL'],
     ['frozen', 'SIGSTOP'],
@@ -108,17 +129,47 @@ describe('when a worker is frozen for a moment', () => {
     expect((await system.row(job.id)).attempt).toBe(2);
   });
 
+  it('while its task ends: a result that was there in time counts, although the time is over', async () => {
+    system = await TestSystem.start({ settings: { TASK_TIMEOUT_MS: '10000', WATCHDOG_MS: '60000' } });
+    const { job, pid } = await system.createRunning('slow 1000');
+    system.workers[0]!.signal('SIGSTOP');
+    await eventually('the task has ended', () => !isAlive(pid));
+    await sleep(10_500);
+    system.workers[0]!.signal('SIGCONT');
+    expect(await system.untilStatus(job.id, 'completed', 'failed')).toMatchObject({ status: 'completed' });
+  });
+
   it('while its task stops: what the task has said meanwhile is heard first', async () => {
     system = await TestSystem.start({ settings: { STOP_ACK_MS: '3000' } });
-    const { job, pid } = await system.createRunning('tidy');
+    const worker = system.workers[0]!;
+    // It acknowledges while the worker is frozen, and still cleans up when that thaws.
+    const { job, pid } = await system.createRunning('tidy 6000');
     process.kill(pid, 'SIGSTOP');
     expect((await system.cancel(job.id)).status).toBe(200);
-    await system.workers[0]!.untilLogged('stopping: the job was cancelled', job.id);
-    system.workers[0]!.signal('SIGSTOP');
+    await worker.untilLogged('stopping: the job was cancelled', job.id);
+    worker.signal('SIGSTOP');
+    await eventually('it is frozen', () => isFrozen(worker.pid));
     process.kill(pid, 'SIGCONT');
     await sleep(3500);
-    system.workers[0]!.signal('SIGCONT');
+    worker.signal('SIGCONT');
     expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
+  });
+});
+
+describe('the process of a task whose worker is gone', () => {
+  it('ends by itself, without a watchdog', async () => {
+    const task = spawn(process.execPath, [join(DIST, 'main.task.js')], {
+      stdio: ['ignore', 'pipe', 'inherit', 'pipe'],
+    });
+    try {
+      const channel = task.stdio[3] as Duplex;
+      channel.write(toLine({ kind: 'start', module: ZOO, input: { prompt: 'deaf' } }));
+      await once(task.stdout!, 'data');
+      channel.destroy();
+      await eventually('it has ended', () => task.exitCode !== null);
+    } finally {
+      task.kill('SIGKILL');
+    }
   });
 });
 

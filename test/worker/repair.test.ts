@@ -1,15 +1,15 @@
 import { JobRepository, type Run } from '../../src/modules/scenario-jobs/job.repository';
 import { ActiveRun } from '../../src/modules/scenario-jobs/worker/active-runs';
 import { eventually } from '../support/eventually';
-import { OwnRedis } from '../support/own-redis';
+import { type OwnRedis } from '../support/own-redis';
 import { isAlive, SOON_LOST, TestSystem } from '../support/test-system';
+import { startWithOwnRedis } from '../support/with-own-redis';
 
 describe('what the queue forgets, the rows know', () => {
   let redis: OwnRedis;
   let system: TestSystem;
   beforeEach(async () => {
-    redis = await OwnRedis.start();
-    system = await TestSystem.start({ redisUrl: redis.url, settings: { WORKER_CONCURRENCY: '2' } });
+    ({ redis, system } = await startWithOwnRedis({ WORKER_CONCURRENCY: '2' }));
   });
   afterEach(async () => {
     await system.stop();
@@ -193,5 +193,14 @@ describe('the reconciler', () => {
     const ids = await system.insertQueued(1010);
     await system.startWorker({ WORKER_CONCURRENCY: '1' });
     await eventually('the last one is queued', () => system.isQueued(ids.at(-1)!));
+  });
+
+  it('of a worker forgets old workers by itself', async () => {
+    await system.pool.query(`INSERT INTO workers (id, seen_at) VALUES ('long gone', now() - interval '2 days')`);
+    await system.startWorker();
+    await eventually('it is forgotten', async () => {
+      const { rowCount } = await system.pool.query(`SELECT FROM workers WHERE id = 'long gone'`);
+      return rowCount === 0;
+    });
   });
 });

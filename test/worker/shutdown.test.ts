@@ -4,10 +4,11 @@ import { closeSync, openSync } from 'node:fs';
 import { join } from 'node:path';
 import { startBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
-import { freePort, OwnRedis } from '../support/own-redis';
+import { freePort } from '../support/own-redis';
 import { DIST, ServiceProcess } from '../support/service-process';
 import { TestDatabase } from '../support/test-database';
 import { groupIsAlive, IMPATIENT, TestSystem } from '../support/test-system';
+import { startWithOwnRedis } from '../support/with-own-redis';
 
 describe('a worker that is told to end', () => {
   let system: TestSystem;
@@ -41,6 +42,18 @@ describe('a worker that is told to end', () => {
       await system.untilStopped(job.id);
     },
   );
+
+  it('gives a run that it stops its whole grace', async () => {
+    system = await TestSystem.start({ settings: { DRAIN_MS: '0', STOP_ACK_MS: '5000', STOP_GRACE_MS: '60000' } });
+    // For longer than an acknowledgement may take, and what comes after SIGTERM.
+    const { job } = await system.createRunning('tidy 7000');
+    const worker = system.workers[0]!;
+    worker.signal('SIGTERM');
+    await worker.ended();
+    await system.untilTaskSays(job.id, 'tidied');
+    expect(worker.logged('ending without: stopping runs')).toBeUndefined();
+    expect(await system.row(job.id)).toMatchObject({ status: 'queued', attempt: 0 });
+  });
 
   it('stops a job that is cancelled while it drains', async () => {
     system = await TestSystem.start({ settings: { DRAIN_MS: '60000' } });
@@ -76,8 +89,7 @@ describe('a worker that is told to end when a result is there', () => {
 
 describe('a process that is told to end while Redis is', () => {
   it.each(['frozen', 'gone'] as const)('%s: ends all the same, and leaves no task', async (fate) => {
-    const redis = await OwnRedis.start();
-    const system = await TestSystem.start({ redisUrl: redis.url });
+    const { redis, system } = await startWithOwnRedis();
     try {
       const { job, pid } = await system.createRunning('cooperative');
       if (fate === 'frozen') redis.pause();
