@@ -279,11 +279,7 @@ const species = {
   babbler: async (_input, _tools, line = 'x') => {
     const lines = `${line}\n`.repeat(65_536 / (line.length + 1));
     for (;;) {
-      try {
-        writeSync(3, lines);
-      } catch {
-        // Nobody has read it yet.
-      }
+      tellLine(lines);
       await sleep(0);
     }
   },
