@@ -5,6 +5,7 @@
  * It sends `ready`; its worker sends `start` and perhaps `stop`; it sends `acknowledged` when its event loop comes round
  * to the stop, `progress`, and at the end `returned` or `threw`.
  */
+import { access } from 'node:fs';
 import { Socket } from 'node:net';
 import { pathToFileURL } from 'node:url';
 import { atMostEvery } from './modules/scenario-jobs/worker/at-most-every';
@@ -46,18 +47,21 @@ const stop = new AbortController();
 const worker = new Socket({ fd: CHANNEL });
 const progress = atMostEvery<string>(PROGRESS_EVERY_MS, (line) => worker.write(line));
 
-readLines(worker, Infinity, (line) => {
-  const message = JSON.parse(line) as ToTask;
-  if (message.kind === 'start') void run(message);
-  else {
-    send({ kind: 'acknowledged' });
-    stop.abort(new DOMException('The run is stopped', { name: 'AbortError', cause: message.reason }));
-  }
+// Whatever it finds: Node starts its pool of threads for it, and ends here where the system has none left.
+access('/', () => {
+  send({ kind: 'ready' });
+  readLines(worker, Infinity, (line) => {
+    const message = JSON.parse(line) as ToTask;
+    if (message.kind === 'start') void run(message);
+    else {
+      send({ kind: 'acknowledged' });
+      stop.abort(new DOMException('The run is stopped', { name: 'AbortError', cause: message.reason }));
+    }
+  });
 });
 // The worker is gone, and with it whoever could use a result. A loop that never yields does not get here: the
 // watchdog ends it.
 worker.on('close', () => process.exit(1));
-send({ kind: 'ready' });
 
 async function run({ module, input }: Extract<ToTask, { kind: 'start' }>): Promise<void> {
   finish(await attempt(module, input));
