@@ -166,7 +166,9 @@ export class CancelListener {
         if (status === 'cancelled') {
           const how = neverBegun ? 'graceful' : 'worker_lost';
           const seconds = await this.jobs.confirmStopped({ jobId, runId }, how);
-          if (seconds !== undefined) this.metrics.repairs.inc({ repair: 'orphan_confirmed' });
+          if (seconds === undefined) continue;
+          this.metrics.repairs.inc({ repair: 'orphan_confirmed' });
+          this.logger.warn({ jobId, runId, how }, 'confirmed the stop of a run that this worker does not run');
         } else if (await this.jobs.requeue({ jobId, runId }, { countsAsAttempt: !neverBegun })) {
           this.metrics.repairs.inc({ repair: 'orphan_requeued' });
           this.logger.warn({ jobId, runId }, 'requeued a run that this worker does not run');
