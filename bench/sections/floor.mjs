@@ -15,7 +15,7 @@ const NOTICE_MS = 50;
 const MORE_ROUNDS_AT_1 = 2;
 /** Turns of so many cancels. What is compiled for queued jobs serves processing ones, too. */
 const WARM_UP = { cancels: 5000, turns: { queued: 4, processing: 1 } };
-const QUICK_WARM_UP = { cancels: 1000, turns: { queued: 1, processing: 1 } };
+const QUICK_WARM_UP = { cancels: 500, turns: { queued: 1, processing: 1 } };
 /** Long enough for a pool to close its connections, and for V8 to give back memory and compiled code. */
 const PAUSE_MS = 12_000;
 const AFTER_PAUSE = { rounds: 5, count: 100 };

@@ -13,7 +13,7 @@ const FULL = {
   workers: 200,
 };
 const QUICK = {
-  rounds: 7,
+  rounds: 5,
   cancels: 30,
   base: { depth: 1000, rows: 10_000, unseen: 100, keys: 10, workers: 1 },
   grown: [{ depth: 20_000 }, { rows: 100_000 }, { unseen: 20_000 }, { keys: 1000 }],
