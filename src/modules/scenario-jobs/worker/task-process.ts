@@ -160,6 +160,12 @@ export class TaskProcess {
     this.timer = timer;
   }
 
+  /** Nothing is done any more when a time is over, nor what was to be done in this very turn. */
+  private expectNothing(): void {
+    clearTimeout(this.timer);
+    this.timer = undefined;
+  }
+
   private terminate(): void {
     this.signal('SIGTERM', 'terminated');
     this.after(this.options.stop.killMs, () => this.kill());
@@ -188,7 +194,7 @@ export class TaskProcess {
     const message = this.isTooMuch() ? undefined : parseFromTask(line);
     switch (message?.kind) {
       case 'ready':
-        if (!this.stopping && !this.ready) clearTimeout(this.timer);
+        if (!this.stopping && !this.ready) this.expectNothing();
         this.ready = true;
         return;
       case 'progress':
@@ -224,8 +230,7 @@ export class TaskProcess {
       this.child.once('exit', (code, signal) => resolve({ code, signal }));
       if (this.child.pid === undefined) this.child.once('error', () => resolve(undefined));
     });
-    clearTimeout(this.timer);
-    this.timer = undefined;
+    this.expectNothing();
     if (!exit) return { end: { kind: 'not started' }, how: this.how };
     this.survivors = 'survivors' in exit ? exit.survivors : await killTrees([this.tree]);
     if (this.survivors.length > 0) this.options.onSurvivors(this.survivors);
