@@ -42,11 +42,11 @@ function axes({ x, y, most, top }) {
 }
 
 function drawCurve({ name, points }, colour, { x, y, index }) {
-  const path = points.map(({ factor, ratio }) => `${x(factor).toFixed(1)},${y(ratio.median).toFixed(1)}`).join(' ');
+  const path = points.map(({ factor, ratio }) => `${x(factor).toFixed(1)},${y(ratio.value).toFixed(1)}`).join(' ');
   return [
     `<polyline points="${path}" fill="none" stroke="${colour}" stroke-width="2"/>`,
     ...points.flatMap(({ factor, ratio }) => [
-      `<circle cx="${x(factor).toFixed(1)}" cy="${y(ratio.median).toFixed(1)}" r="3.5" fill="${colour}"/>`,
+      `<circle cx="${x(factor).toFixed(1)}" cy="${y(ratio.value).toFixed(1)}" r="3.5" fill="${colour}"/>`,
       line(x(factor), y(ratio.min), x(factor), y(ratio.max), `stroke="${colour}" stroke-opacity="0.5"`),
     ]),
     text(WIDTH - RIGHT + 6, TOP + 10 + 18 * index, name, `fill="${colour}"`),

@@ -8,14 +8,18 @@ export function median(values) {
 
 /** The median of the rounds, and the least and the greatest of them. */
 export function spread(values) {
-  return { median: median(values), min: Math.min(...values), max: Math.max(...values) };
+  return { value: median(values), min: Math.min(...values), max: Math.max(...values) };
 }
 
-/** Throughput and latencies of one measurement. */
+/** Throughput and latencies of one measurement: `milliseconds` has one for each request. */
 export function summarise(milliseconds, elapsed) {
+  return { perSecond: (milliseconds.length / elapsed) * 1000, ...latenciesOf(Array.from(milliseconds)) };
+}
+
+export function latenciesOf(milliseconds) {
   const sorted = Float64Array.from(milliseconds).sort();
   const at = (share) => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))];
-  return { perSecond: (sorted.length / elapsed) * 1000, p50: at(0.5), p99: at(0.99) };
+  return { p50: at(0.5), p99: at(0.99), milliseconds };
 }
 
 /**
@@ -42,4 +46,19 @@ export function ratioOf(ours, theirs, figure) {
 /** One figure of one side over the rounds. */
 export function figureOf(measured, figure) {
   return spread(measured.map((one) => one[figure]));
+}
+
+/**
+ * The p99 of the requests of all rounds together, and the least and the greatest round's. In one round it is the sixth
+ * slowest of six hundred, say: that depends on what else the machine did in that second.
+ */
+export function p99Of(measured) {
+  const together = latenciesOf(measured.flatMap(({ milliseconds }) => milliseconds));
+  return { ...figureOf(measured, 'p99'), value: together.p99 };
+}
+
+/** `p99Of` of ours over that of theirs, the least and the greatest ratio of the rounds, and the median of these. */
+export function p99RatioOf(ours, theirs) {
+  const { value: medianOfRounds, ...rounds } = ratioOf(ours, theirs, 'p99');
+  return { ...rounds, medianOfRounds, value: p99Of(ours).value / p99Of(theirs).value };
 }

@@ -3,19 +3,19 @@
 const digits = (value) => (Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2);
 export const number = (value) => value.toFixed(digits(value));
 
-/** The median, with the least and the greatest round. */
-export const ranged = ({ median, min, max }) => `${number(median)} (${number(min)}..${number(max)})`;
+/** A figure, with the least and the greatest round. */
+export const ranged = ({ value, min, max }) => `${number(value)} (${number(min)}..${number(max)})`;
 
 /** A ratio, with its goal and whether it is met. */
 export function judged(ratio) {
-  const text = `${ratio.median.toFixed(2)} (${ratio.min.toFixed(2)}..${ratio.max.toFixed(2)})`;
+  const text = `${ratio.value.toFixed(2)} (${ratio.min.toFixed(2)}..${ratio.max.toFixed(2)})`;
   if (ratio.atLeast !== undefined) return `${text}; goal ≥ ${ratio.atLeast}: ${isMet(ratio) ? 'met' : '**missed**'}`;
   if (ratio.atMost !== undefined) return `${text}; goal ≤ ${ratio.atMost}: ${isMet(ratio) ? 'met' : '**missed**'}`;
   return text;
 }
 
-export function isMet({ median, atLeast = -Infinity, atMost = Infinity }) {
-  return median >= atLeast && median <= atMost;
+export function isMet({ value, atLeast = -Infinity, atMost = Infinity }) {
+  return value >= atLeast && value <= atMost;
 }
 
 export function table(columns, rows) {

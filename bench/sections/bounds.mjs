@@ -120,7 +120,7 @@ function resultOf(species, measured) {
     const boundMs = bound.map(valueOf).reduce((sum, part) => sum + part, 0);
     const judge = (side, mostMs) => {
       const figure = figureOf(measured[side], name);
-      return { ...figure, boundMs: mostMs, longest: { median: figure.max, atMost: mostMs + SLACK_MS } };
+      return { ...figure, boundMs: mostMs, longest: { value: figure.max, atMost: mostMs + SLACK_MS } };
     };
     const settings = bound.map((part) => (typeof part === 'number' ? `${part} ms` : `\`${part}\``)).join(' + ');
     return { says, how, settings, doorbell: judge('doorbell', boundMs), poll: judge('poll', boundMs + pollMs) };

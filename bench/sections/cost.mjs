@@ -190,7 +190,7 @@ async function measureSlots({ stage, site, quick, say }) {
   return { seconds, found, ratio: { ...single(many.residentMb / one.residentMb), atMost: 1.1 } };
 }
 
-const single = (value) => ({ median: value, min: value, max: value });
+const single = (value) => ({ value, min: value, max: value });
 
 export function show({ memory, starts, taskStart, cpu, slots }) {
   const megabytes = (value) => `${value.toFixed(0)} MB`;

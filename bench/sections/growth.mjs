@@ -1,7 +1,7 @@
 // growth: whether a cancel takes longer when the queue, the table, the workers or the keys have become many.
 import { fillKeys, fillQueue, fillTable, fillUnseen, settle } from '../fill.mjs';
 import { cancelAll, checkCancelled, makeProcessing, makeQueued, openSite, scriptsOf } from '../site.mjs';
-import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
+import { figureOf, latenciesOf, p99Of, p99RatioOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, ranged, table } from '../text.mjs';
 
 const GOAL = 1.2;
@@ -87,11 +87,11 @@ async function measureSites({ load, say, quick }, sites, { rounds, cancels }) {
   const side = (site) => async () => {
     const ids = await makeQueued(site, cancels);
     const before = await scriptsOf(site);
-    const { p50, p99 } = await cancelAll(load, site, site.api, ids, 1);
+    const { milliseconds } = await cancelAll(load, site, site.api, ids, 1);
     await checkCancelled(site, ids);
     const after = await scriptsOf(site);
     const removal = (after.ms - before.ms) / (after.calls - before.calls);
-    return { p50: p50 + removal, p99: p99 + removal };
+    return latenciesOf(milliseconds.map((one) => one + removal));
   };
   const sides = Object.fromEntries(sites.map((site) => [site.name, side(site)]));
   return takeTurns(rounds, sides, (where) => say(`growth: queued, ${where}`));
@@ -125,18 +125,18 @@ function cellOf({ change, size }, base, grown, baseSize) {
     what: what ?? 'again',
     from: what && baseSize[what],
     to: what && size[what],
-    base: { p50: figureOf(base, 'p50'), p99: figureOf(base, 'p99') },
-    grown: { p50: figureOf(grown, 'p50'), p99: figureOf(grown, 'p99') },
+    base: { p50: figureOf(base, 'p50'), p99: p99Of(base) },
+    grown: { p50: figureOf(grown, 'p50'), p99: p99Of(grown) },
     ratios: {
       p50: { ...ratioOf(grown, base, 'p50'), ...(what && { atMost: GOAL }) },
-      p99: ratioOf(grown, base, 'p99'),
+      p99: p99RatioOf(grown, base),
     },
   };
 }
 
 /** One curve for each thing that has grown; it begins at the base, where the ratio is 1 because it is the base. */
 function curvesOf(cells) {
-  const start = { factor: 1, ratio: { median: 1, min: 1, max: 1 } };
+  const start = { factor: 1, ratio: { value: 1, min: 1, max: 1 } };
   return Object.entries(WORDS).map(([what, name]) => ({
     name,
     points: [
@@ -146,7 +146,7 @@ function curvesOf(cells) {
         // Without its goal, which is counted where it is judged.
         .map(({ from, to, ratios: { p50 } }) => ({
           factor: to / from,
-          ratio: { median: p50.median, min: p50.min, max: p50.max },
+          ratio: { value: p50.value, min: p50.min, max: p50.max },
         })),
     ],
   }));
