@@ -1,7 +1,9 @@
 import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { PrismaPg } from '@prisma/adapter-pg';
 import { ApiKeyRepository } from '../src/auth/api-key.repository';
+import { PrismaClient } from '../src/generated/prisma/client';
 import { isDatabaseUnavailable } from '../src/infrastructure/database-errors';
 import { newId } from '../src/infrastructure/ids';
 import { isTerminal, JOB_STATUSES, type JobStatus, TRANSITIONS } from '../src/modules/scenario-jobs/job-status';
@@ -28,6 +30,22 @@ describe('an error of Postgres', () => {
   ])('%s says that it is away: %s', async (code, isAway) => {
     const raise = own.prisma().$executeRawUnsafe(`DO $$ BEGIN RAISE 'no' USING ERRCODE = '${code}'; END $$`);
     expect(isDatabaseUnavailable(await raise.catch((error: unknown) => error))).toBe(isAway);
+  });
+
+  it('is not needed to know that there is no way to it', async () => {
+    // No connection can be made to the address of everybody: the system says so at once.
+    const prisma = new PrismaClient({ adapter: new PrismaPg('postgres://a@255.255.255.255:5432/a') });
+    const error: unknown = await prisma.$queryRaw`SELECT 1`.catch((one: unknown) => one);
+    expect(String((error as Error).message)).toMatch(/connect E[A-Z]+ 255/);
+    expect(isDatabaseUnavailable(error)).toBe(true);
+  });
+
+  it('is known by the first of several addresses, of which none answers', () => {
+    const reasons = ['ENETUNREACH', 'ECONNREFUSED'].map((code) =>
+      Object.assign(new Error(`connect ${code}`), { code }),
+    );
+    const error = Object.assign(new AggregateError(reasons), { code: 'ENETUNREACH' });
+    expect(isDatabaseUnavailable(new Error('no', { cause: error }))).toBe(true);
   });
 });
 

@@ -7,11 +7,11 @@ const PRISMA_CODES = new Set(['P1001', 'P1002', 'P1008', 'P1017', 'P2024', 'P202
  */
 const SQLSTATES = /^(08|28|3D|40|53|57|58)[0-9A-Z]{3}$|^25006$|^55P03$|^XX000$|^42P05$|^26000$/;
 /**
- * What the driver says without a code, when a connection ends or an answer does not come; and of a Unix socket whose server
- * is away, for ENOENT by itself is the code of any file.
+ * What the driver says without a code, when a connection ends or an answer does not come; and of one that cannot be made,
+ * whatever the reason: some of the codes by themselves, such as ENOENT, can be those of a file.
  */
 const MESSAGES =
-  /connect ENOENT|Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Connection ended/;
+  /connect E[A-Z]+|Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Connection ended/;
 const SOCKET_CODES = new Set([
   'ECONNREFUSED',
   'ECONNRESET',
@@ -22,6 +22,10 @@ const SOCKET_CODES = new Set([
   'EMFILE',
   'ENFILE',
   'EHOSTUNREACH',
+  'EHOSTDOWN',
+  'ENETUNREACH',
+  'ENETDOWN',
+  'EADDRNOTAVAIL',
 ]);
 const ADAPTER_KINDS = new Set([
   'DatabaseNotReachable',
