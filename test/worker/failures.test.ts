@@ -1,6 +1,13 @@
 import { join } from 'node:path';
+import { parseFromTask } from '../../src/modules/scenario-jobs/worker/task-messages';
 import { eventually } from '../support/eventually';
 import { IMPATIENT, isAlive, TestSystem } from '../support/test-system';
+
+it('nothing that a task sends beside its error reaches the log', () => {
+  const error = { code: 'A', message: 'b', retryable: false };
+  const line = JSON.stringify({ kind: 'threw', error: { ...error, more: 'x'.repeat(100) } });
+  expect(parseFromTask(line)).toEqual({ kind: 'threw', error });
+});
 
 describe('a task that goes wrong', () => {
   let system: TestSystem;

@@ -49,7 +49,9 @@ export function parseFromTask(line: string): FromTask | undefined {
       if (result === undefined) return { kind, result };
       return typeof result === 'string' && Buffer.byteLength(result) <= MAX_RESULT ? { kind, result } : undefined;
     case 'threw':
-      return isTaskError(error) ? { kind, error: { ...error, message: storable(error.message) } } : undefined;
+      if (!isTaskError(error)) return undefined;
+      // And nothing else that it may have: it is logged.
+      return { kind, error: { code: error.code, message: storable(error.message), retryable: error.retryable } };
     default:
       return undefined;
   }
