@@ -66,6 +66,10 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   const fastify = adapter.getInstance();
   const { server } = fastify;
   connections.watch(server);
+  // Whoever has said all that he will, and still reads, gets his answer. (A property of Node's that its types lack.)
+  Object.assign(server, { httpAllowHalfOpen: true });
+  // Node would drop the 2001st and all after it, and say nothing. 16 KiB is the limit of all of them.
+  server.maxHeadersCount = 0;
   // Node would drop it without an answer. It has taken its own listeners away: an error nobody hears would end the process.
   server.on('connect', (request, socket) => {
     socket.on('error', () => socket.destroy());
@@ -101,6 +105,12 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     if (earlier) earlier.once('close', () => done());
     else done();
   });
+  // Not `onResponse`: that does not come when the caller has hung up, and what was done for him is done.
+  fastify.addHook('onSend', (request, reply, _payload, done) => {
+    if (reply.raw.destroyed) report(request, reply, metrics);
+    else reply.raw.once('close', () => report(request, reply, metrics));
+    done();
+  });
   fastify.addHook('onSend', (request, reply, _payload, done) => {
     if (connections.endsWith(reply.raw)) void reply.header('connection', 'close');
     if (reply.statusCode === 413 && !isUnwanted(request.raw)) void arrived(request.raw, LINGER_MS).then(() => done());
@@ -108,13 +118,6 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   });
   fastify.addHook('preClose', (done) => {
     connections.endWithin(HANDLER_TIMEOUT_MS, server);
-    done();
-  });
-  fastify.addHook('onResponse', (request, reply, done) => {
-    const route = request.routeOptions.url ?? 'unmatched';
-    const seconds = reply.elapsedTime / 1000;
-    metrics.httpSeconds.observe({ method: request.method, route, status: reply.statusCode }, seconds);
-    logRequest(request, reply, route);
     done();
   });
   return adapter;
@@ -170,7 +173,10 @@ function decodable(url: string): string {
   }
 }
 
-function logRequest(request: FastifyRequest, reply: FastifyReply, route: string): void {
+/** Counts and logs a request that has been answered, or would have been if its caller had waited. */
+function report(request: FastifyRequest, reply: FastifyReply, metrics: Metrics): void {
+  const route = request.routeOptions.url ?? 'unmatched';
+  metrics.httpSeconds.observe({ method: request.method, route, status: reply.statusCode }, reply.elapsedTime / 1000);
   // The lines of probes would bury the others.
   const level = reply.statusCode >= 500 ? 'error' : PROBES.includes(route) ? 'debug' : 'info';
   const caller = request.caller;
@@ -180,6 +186,7 @@ function logRequest(request: FastifyRequest, reply: FastifyReply, route: string)
       route,
       status: reply.statusCode,
       ms: Math.round(reply.elapsedTime * 100) / 100,
+      ...(!reply.raw.writableFinished && { unread: true }),
       ...(caller && { workspaceId: caller.workspaceId, keyId: caller.keyId }),
       ...request.logged,
     },

@@ -1,6 +1,7 @@
+import { once } from 'node:events';
 import { connect } from 'node:net';
 import { eventually } from '../support/eventually';
-import { parseAnswer, parseAnswers, rawHttp } from '../support/raw-http';
+import { parseAnswer, parseAnswers, RawConnection, rawHttp } from '../support/raw-http';
 import { TestSystem } from '../support/test-system';
 
 let system: TestSystem;
@@ -131,10 +132,45 @@ describe('a connection that asks for another protocol', () => {
   });
 });
 
-describe('a request that turns out to be malformed', () => {
-  const cancelOf = (jobId: string, more: string) =>
-    `DELETE /rest/v1/scenario-studio/jobs/${jobId} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${system.key}\r\n${more}`;
+const cancelOf = (jobId: string, more: string) =>
+  `DELETE /rest/v1/scenario-studio/jobs/${jobId} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${system.key}\r\n${more}`;
 
+describe('a caller who will send no more', () => {
+  it('gets the answer to what he has sent, and then the connection ends', async () => {
+    const { job } = await system.createRunning('cooperative');
+    const connection = new RawConnection(system.api.url!);
+    connection.send(Buffer.from(cancelOf(job.id, '\r\n')));
+    connection.finish();
+    await eventually('the connection has ended', () => connection.closed);
+    expect(parseAnswer(String(connection.received))).toMatchObject({ status: 200, body: { status: 'cancelled' } });
+    await system.untilStopped(job.id);
+  });
+
+  it('gets none if he has sent nothing, or not all of it', async () => {
+    for (const [sent, status] of [
+      ['', undefined],
+      ['DELETE /rest/v1/scen', 400],
+      [cancelOf('j1o2b3i4d5x6', 'Content-Length: 5\r\n\r\nab'), 400],
+    ] as const) {
+      const connection = new RawConnection(system.api.url!);
+      connection.send(Buffer.from(sent));
+      connection.finish();
+      await eventually('the connection has ended', () => connection.closed);
+      if (status) expect(parseAnswer(String(connection.received))).toMatchObject({ status });
+      else expect(connection.received).toHaveLength(0);
+    }
+  });
+});
+
+describe('a header behind two thousand others', () => {
+  it('counts like any other', async () => {
+    const keys = 'Connection: close\r\nIdempotency-Key: a\r\nIdempotency-Key: b\r\n\r\n';
+    const answer = await rawHttp(system.api.url!, cancelOf('j1o2b3i4d5x6', `${'a:\r\n'.repeat(2000)}${keys}`));
+    expect(parseAnswer(answer)).toMatchObject({ status: 400, body: { error: { code: 'invalid_idempotency_key' } } });
+  });
+});
+
+describe('a request that turns out to be malformed', () => {
   it.each(['garbage', 'GET /\x01 HTTP/1.1'])(
     'does not take the answer of the one before it on the same connection: %j',
     async (malformed) => {
@@ -230,6 +266,27 @@ describe('the log', () => {
       expect.objectContaining({ status: 400, error: 'job_not_cancellable', from: 'cancelled' }),
     ]);
     await system.untilStopped(job.id);
+  });
+
+  it('has one for a request whose caller has gone, for what was done is done', async () => {
+    const { job } = await system.createRunning('cooperative');
+    const locker = await system.pool.connect();
+    await locker.query('BEGIN');
+    await locker.query('SELECT FROM scenario_jobs WHERE id = $1 FOR UPDATE', [job.id]);
+    const { hostname, port } = new URL(system.api.url!);
+    const caller = connect(Number(port), hostname);
+    // The word to go on says that the request is there.
+    caller.write(cancelOf(job.id, 'X-Request-Id: r-gone\r\nExpect: 100-continue\r\n\r\n'));
+    await once(caller, 'data');
+    caller.resetAndDestroy();
+    await locker.query('ROLLBACK');
+    locker.release();
+    await system.untilStopped(job.id);
+    const lines = await eventually('its line', async () => {
+      const found = (await system.apiLog()).filter(({ requestId, msg }) => requestId === 'r-gone' && msg === 'request');
+      return found.length > 0 && found;
+    });
+    expect(lines).toEqual([expect.objectContaining({ status: 200, outcome: 'cancelled', unread: true })]);
   });
 
   it('does not take a caller that breaks off for a Postgres that does', async () => {
