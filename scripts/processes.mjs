@@ -36,8 +36,6 @@ export function lastLines(file, count = 10) {
   return existsSync(file) ? readFileSync(file, 'utf8').trim().split('\n').slice(-count).join('\n') : '';
 }
 
-export class AlreadyRunning extends Error {}
-
 export class Processes {
   #file;
   #started = [];
@@ -50,7 +48,7 @@ export class Processes {
     if (existsSync(file)) {
       const { owner, processes } = JSON.parse(readFileSync(file, 'utf8'));
       if (owner.pid !== process.pid && lives(owner)) {
-        throw new AlreadyRunning(
+        throw new Error(
           `It is running already in this folder, as process ${owner.pid}. Use that one, or end it first: ` +
             `with Ctrl-C in its terminal, or with \`kill ${owner.pid}\`.`,
         );

@@ -134,16 +134,17 @@ export async function choosePorts(host) {
     }
   }
   const choose = async (usual, other) => (usual !== other && (await isFree(usual, host)) ? usual : freePort());
-  const PORT = asked.PORT ?? (await choose(3000, asked.WORKER_PORT));
-  const WORKER_PORT = asked.WORKER_PORT ?? (await choose(3001, PORT));
+  const take = async (port, usual, other) => port || (port === 0 ? freePort() : choose(usual, other));
+  const PORT = await take(asked.PORT, 3000, asked.WORKER_PORT);
+  const WORKER_PORT = await take(asked.WORKER_PORT, 3001, PORT);
   return { PORT: String(PORT), WORKER_PORT: String(WORKER_PORT) };
 }
 
 function portIn(name) {
   const value = process.env[name];
   if (!value) return undefined;
-  if (!/^\d{1,5}$/.test(value) || Number(value) < 1 || Number(value) > 65535) {
-    throw new Error(`${name} must be a port from 1 to 65535`);
+  if (!/^\d{1,5}$/.test(value) || Number(value) > 65535) {
+    throw new Error(`${name} must be a port from 0 to 65535`);
   }
   return Number(value);
 }

@@ -15,7 +15,8 @@ Environment
   PORT           port of the api (3000, or a free one if that is taken)
   DATABASE_URL   a Postgres of yours, instead of one that is started here
   REDIS_URL      a Redis of yours, instead of one that is started here
-  and every other setting that the README lists
+  and every other setting that the README lists. Unless they are set, HOST is 127.0.0.1, DRAIN_MS 2000, LOG_FORMAT
+  pretty, and SCENARIO_TASK examples/demo-task.mjs
 
 Exit codes: the signal that ended it, 1 failed, 2 wrong usage.
 `;
@@ -50,7 +51,7 @@ async function main(args) {
     say('Starting api and worker');
     const urls = await startService(processes, environment, { onExit, stdio: ['ignore', 'inherit', 'inherit'] });
     writeState(environment, urls.api);
-    say(banner(urls, key));
+    say(banner(urls, key, { withDemoTask: !process.env.SCENARIO_TASK }));
   } catch (error) {
     // Stopped half-way: what was under way has failed, and everything is being ended already.
     if (isEnding()) return;
@@ -65,7 +66,7 @@ function writeState({ DATABASE_URL: databaseUrl, REDIS_URL: redisUrl }, url) {
   writeFileSync(STATE, JSON.stringify({ pid: process.pid, databaseUrl, redisUrl, url }), { mode: 0o600 });
 }
 
-function banner({ api, worker }, key) {
+function banner({ api, worker }, key, { withDemoTask }) {
   const authorized = `-H "Authorization: Bearer $KEY"`;
   const create = (prompt) => {
     const body = JSON.stringify({ user_email: 'ada@example.com', prompt });
@@ -74,6 +75,12 @@ function banner({ api, worker }, key) {
   };
   const show = `curl -s -w '\\n' $BASE/$JOB ${authorized}`;
   const cancel = `curl -s -w '\\n' -X DELETE $BASE/$JOB ${authorized}`;
+  const spin = `  A task that computes without ever yielding: no message reaches it, and yet it is dead a second after its cancel.
+
+${create('[spin]')}; sleep 2
+${cancel}
+
+`;
   return `
   Scenario Jobs is running
     api      ${api}/rest/v1     description: ${api}/docs
@@ -90,12 +97,7 @@ ${show}
 ${cancel}
 ${show}
 
-  A task that computes without ever yielding: no message reaches it, and yet it is dead a second after its cancel.
-
-${create('[spin]')}; sleep 2
-${cancel}
-
-  Ctrl-C stops everything.
+${withDemoTask ? spin : ''}  Ctrl-C stops everything.
 `;
 }
 

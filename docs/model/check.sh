@@ -5,6 +5,7 @@
 # Exit codes: 0 as it should be, 1 not, 2 wrong usage, 69 spin or the compiler is missing.
 set -euo pipefail
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then sed -n '2,/^set/{/^#/s/^# //p}' "$0"; exit 0; fi
+case ${1:-} in '' | --mutants) ;; *) echo 'Usage: check.sh [--mutants]' >&2; exit 2 ;; esac
 model=$(cd "$(dirname "$0")" && pwd)/cancel.pml
 for program in spin cc; do
   command -v "$program" >/dev/null || { echo "$program is not installed" >&2; exit 69; }

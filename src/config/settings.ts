@@ -92,7 +92,7 @@ export const SETTINGS = {
     .string()
     .regex(/^[a-z0-9.-]+(:\d+)?$/, 'must be a domain name')
     .default('app.exec.com')
-    .describe('A scenario lives at https://<workspace>.<this>/scenarios/<slug>.'),
+    .describe('A scenario lives at `https://<workspace>.<this>/scenarios/<slug>`.'),
 
   SCENARIO_TASK: z
     .string()

@@ -21,7 +21,7 @@ const CRITERIA = [
  * network. The same input makes the same scenario. Stops between and within its steps.
  */
 export default async function generateScenario(input: Input, { signal, progress }: Tools): Promise<Scenario> {
-  const stepMs = Number(process.env.SCENARIO_TASK_STEP_MS ?? 1000);
+  const stepMs = Number(process.env.SCENARIO_TASK_STEP_MS || 1000);
   const seed = hash(`${input.prompt}\n${input.context ?? ''}`);
   const topic = topicOf(input.prompt);
   const role = pick(ROLES, seed);

@@ -24,7 +24,7 @@ export class ActiveRun {
 
   constructor(readonly jobId: string) {}
 
-  /** Gives the run its process. One that was stopped before gets none. */
+  /** Gives the run its process. */
   attach(process: TaskProcess): void {
     this.process = process;
   }
