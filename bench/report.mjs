@@ -17,10 +17,10 @@ Written by \`npm run bench\`. How to read it:
 
 - Absolute figures say little: they are of one machine, which others may have been using. What counts is a **ratio**
   of two things measured in the same run, in turns.
-- Every ratio is the median over the rounds, with the least and the greatest round in parentheses. Every second round
+- A figure or a ratio is the median over the rounds, with the least and the greatest round in parentheses. Every second round
   goes in the opposite order.
-- A p99, and a ratio of two, is of the requests of all rounds together: a single round has half a dozen beyond it, and
-  whatever else the machine did in that second decides which.
+- Only a p99 is that of the requests of all rounds together, and so is a ratio of two: a single round has half a dozen
+  beyond it, and whatever else the machine did in that second decides which.
 - The servers are real: Postgres with \`fsync\` and \`synchronous_commit\`, Redis with its append-only file. The service is
   the built one, with guard, validation, log and metrics. The load generator is a process of its own.
 - After each measurement every answer must have been the expected one, every row must be \`cancelled\`, and no entry may

