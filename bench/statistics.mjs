@@ -38,27 +38,21 @@ export async function takeTurns(rounds, sides, say, before = () => undefined) {
   return measured;
 }
 
-/** The figure of `ours` over that of `theirs`, round by round. */
+/** The figure of `ours` over that of `theirs`, round by round. Of p99, that over all rounds, and the median of the rounds'. */
 export function ratioOf(ours, theirs, figure) {
-  return spread(ours.map((one, round) => one[figure] / theirs[round][figure]));
+  const rounds = spread(ours.map((one, round) => one[figure] / theirs[round][figure]));
+  if (figure !== 'p99') return rounds;
+  return { ...rounds, medianOfRounds: rounds.value, value: p99Of(ours) / p99Of(theirs) };
 }
 
 /** One figure of one side over the rounds. */
 export function figureOf(measured, figure) {
-  return spread(measured.map((one) => one[figure]));
+  const rounds = spread(measured.map((one) => one[figure]));
+  return figure === 'p99' ? { ...rounds, value: p99Of(measured) } : rounds;
 }
 
 /**
- * The p99 of the requests of all rounds together, and the least and the greatest round's. In one round it is the sixth
- * slowest of six hundred, say: that depends on what else the machine did in that second.
+ * The p99 of the requests of all rounds together. In one round it is the sixth slowest of six hundred, say: that depends
+ * on what else the machine did in that second.
  */
-export function p99Of(measured) {
-  const together = latenciesOf(measured.flatMap(({ milliseconds }) => milliseconds));
-  return { ...figureOf(measured, 'p99'), value: together.p99 };
-}
-
-/** `p99Of` of ours over that of theirs, the least and the greatest ratio of the rounds, and the median of these. */
-export function p99RatioOf(ours, theirs) {
-  const { value: medianOfRounds, ...rounds } = ratioOf(ours, theirs, 'p99');
-  return { ...rounds, medianOfRounds, value: p99Of(ours).value / p99Of(theirs).value };
-}
+const p99Of = (measured) => latenciesOf(measured.flatMap(({ milliseconds }) => milliseconds)).p99;

@@ -1,7 +1,7 @@
 // floor: how near the service's cancels come to a hand-written server that has the same effects.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { cancelAll, checkCancelled, checkHeard, listen, makeProcessing, makeQueued, openSite } from '../site.mjs';
-import { figureOf, p99Of, p99RatioOf, ratioOf, takeTurns } from '../statistics.mjs';
+import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, number, percent, ranged, table } from '../text.mjs';
 
 /** Cancels of a round by concurrency. */
@@ -129,7 +129,7 @@ function cellOf(from, concurrency, count, { service, floor }) {
   const figures = (measured) => ({
     perSecond: figureOf(measured, 'perSecond'),
     p50: figureOf(measured, 'p50'),
-    p99: p99Of(measured),
+    p99: figureOf(measured, 'p99'),
     generatorCpu: figureOf(measured, 'generatorCpu'),
   });
   return {
@@ -141,7 +141,7 @@ function cellOf(from, concurrency, count, { service, floor }) {
     ratios: {
       perSecond: { ...ratioOf(service, floor, 'perSecond'), atLeast: concurrency === 1 ? 0.9 : 1 },
       p50: ratioOf(service, floor, 'p50'),
-      p99: { ...p99RatioOf(service, floor), atMost: 1.2 },
+      p99: { ...ratioOf(service, floor, 'p99'), atMost: 1.2 },
     },
   };
 }

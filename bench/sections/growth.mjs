@@ -1,7 +1,7 @@
 // growth: whether a cancel takes longer when the queue, the table, the workers or the keys have become many.
 import { fillKeys, fillQueue, fillTable, fillUnseen, settle } from '../fill.mjs';
 import { cancelAll, checkCancelled, makeProcessing, makeQueued, openSite, scriptsOf } from '../site.mjs';
-import { figureOf, latenciesOf, p99Of, p99RatioOf, ratioOf, takeTurns } from '../statistics.mjs';
+import { figureOf, latenciesOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, ranged, table } from '../text.mjs';
 
 const GOAL = 1.2;
@@ -124,11 +124,11 @@ function cellOf({ change, size }, base, grown, baseSize) {
     what: what ?? 'again',
     from: what && baseSize[what],
     to: what && size[what],
-    base: { p50: figureOf(base, 'p50'), p99: p99Of(base) },
-    grown: { p50: figureOf(grown, 'p50'), p99: p99Of(grown) },
+    base: { p50: figureOf(base, 'p50'), p99: figureOf(base, 'p99') },
+    grown: { p50: figureOf(grown, 'p50'), p99: figureOf(grown, 'p99') },
     ratios: {
       p50: { ...ratioOf(grown, base, 'p50'), ...(what && { atMost: GOAL }) },
-      p99: p99RatioOf(grown, base),
+      p99: ratioOf(grown, base, 'p99'),
     },
   };
 }
