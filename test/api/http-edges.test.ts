@@ -279,6 +279,7 @@ describe('the log', () => {
     caller.write(cancelOf(job.id, 'X-Request-Id: r-gone\r\nExpect: 100-continue\r\n\r\n'));
     await once(caller, 'data');
     caller.resetAndDestroy();
+    await once(caller, 'close');
     await locker.query('ROLLBACK');
     locker.release();
     await system.untilStopped(job.id);
