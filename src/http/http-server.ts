@@ -107,7 +107,8 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   });
   // Not `onResponse`: that does not come when the caller has hung up, and what was done for him is done.
   fastify.addHook('onSend', (request, reply, _payload, done) => {
-    if (reply.raw.destroyed) report(request, reply, metrics);
+    // A broken connection is destroyed at once, and its response only when the loop has come round.
+    if (reply.raw.destroyed || reply.raw.socket?.destroyed) report(request, reply, metrics);
     else reply.raw.once('close', () => report(request, reply, metrics));
     done();
   });
