@@ -108,23 +108,6 @@ describe('a task that goes wrong', () => {
     await system.untilStopped(job.id);
   });
 
-  it.each([
-    ['what is no message', 'x'],
-    ['progress', '{"kind":"progress"}'],
-    ['the same word', '{"kind":"acknowledged"}'],
-  ])('does not keep others from ending by sending its worker %s, without end', async (_what, line) => {
-    const babbler = await system.createRunning(`babbler ${line}`);
-    const bystander = await system.createRunning('slow 1000');
-    const deaf = '… the task has sent too much that is no message, and is heard no more';
-    await eventually('it is heard no more', () =>
-      system.workers[0]!.logs.some((one) => one.jobId === babbler.job.id && one.line === deaf),
-    );
-    await system.untilStatus(bystander.job.id, 'completed');
-    expect((await system.row(bystander.job.id)).attempt).toBe(1);
-    await system.cancel(babbler.job.id);
-    await system.untilStopped(babbler.job.id);
-  });
-
   it('has what it prints logged with the job id, up to a limit', async () => {
     const { id } = await system.create('flood');
     await system.untilStatus(id, 'completed');
@@ -206,6 +189,31 @@ describe('a task that goes wrong', () => {
         request_id: 'r-1',
       },
     });
+  });
+});
+
+describe('a task that sends its worker lines without end', () => {
+  let system: TestSystem;
+  beforeAll(async () => {
+    system = await TestSystem.start({ settings: { ...IMPATIENT, WORKER_CONCURRENCY: '2' } });
+  });
+  afterAll(() => system.stop());
+
+  it.each([
+    ['what is no message', 'x'],
+    ['progress', '{"kind":"progress"}'],
+    ['the same word', '{"kind":"acknowledged"}'],
+  ])('does not keep others from ending: %s', async (_what, line) => {
+    const babbler = await system.createRunning(`babbler ${line}`);
+    const bystander = await system.createRunning('slow 1000');
+    const deaf = '… the task has sent too much that is no message, and is heard no more';
+    await eventually('it is heard no more', () =>
+      system.workers[0]!.logs.some((one) => one.jobId === babbler.job.id && one.line === deaf),
+    );
+    await system.untilStatus(bystander.job.id, 'completed');
+    expect((await system.row(bystander.job.id)).attempt).toBe(1);
+    await system.cancel(babbler.job.id);
+    await system.untilStopped(babbler.job.id);
   });
 });
 

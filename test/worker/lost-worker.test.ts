@@ -130,11 +130,11 @@ describe('when a worker is frozen for a moment', () => {
   });
 
   it('while its task ends: a result that was there in time counts, although the time is over', async () => {
-    system = await TestSystem.start({ settings: { TASK_TIMEOUT_MS: '10000', WATCHDOG_MS: '60000' } });
+    system = await TestSystem.start({ settings: { TASK_TIMEOUT_MS: '6000', WATCHDOG_MS: '60000' } });
     const { job, pid } = await system.createRunning('slow 1000');
     system.workers[0]!.signal('SIGSTOP');
     await eventually('the task has ended', () => !isAlive(pid));
-    await sleep(10_500);
+    await sleep(6500);
     system.workers[0]!.signal('SIGCONT');
     expect(await system.untilStatus(job.id, 'completed', 'failed')).toMatchObject({ status: 'completed' });
   });
