@@ -13,7 +13,12 @@ const READY_WITHIN_MS = 60_000;
 /** More than scripts/servers.mjs gives: two hundred simulated workers have a connection each. */
 const POSTGRES_FLAGS = ['-c', 'max_connections=500', '-c', 'fsync=on', '-c', 'synchronous_commit=on'];
 
+/** The database with the service's tables that the others are copies of. */
+const MIGRATED = 'migrated';
+
 export class Stage {
+  #migrated;
+
   static async open(say) {
     const stage = new Stage();
     stage.place = reachable(join(root, '.local', 'bench'));
@@ -40,17 +45,23 @@ export class Stage {
 
   /** A new database: with the service's tables, or empty. */
   async createDatabase(name, { migrated = true } = {}) {
+    if (!migrated) return this.#create(name, 'template1');
+    await (this.#migrated ??= this.#migrate());
+    return this.#create(name, MIGRATED);
+  }
+
+  async #migrate() {
+    const env = { ...process.env, DATABASE_URL: await this.#create(MIGRATED, 'template1') };
+    await this.processes.run('migrate', process.execPath, [join(root, 'dist/cli/migrate.js')], { env });
+  }
+
+  async #create(name, template) {
     const { default: pg } = await import('pg');
     const admin = new pg.Client({ connectionString: this.postgresUrl });
     await admin.connect();
-    await admin.query(`CREATE DATABASE "${name}"`);
+    await admin.query(`CREATE DATABASE "${name}" TEMPLATE "${template}"`);
     await admin.end();
-    const url = this.postgresUrl.replace(/postgres$/, name);
-    if (migrated) {
-      const env = { ...process.env, DATABASE_URL: url };
-      await this.processes.run('migrate', process.execPath, [join(root, 'dist/cli/migrate.js')], { env });
-    }
-    return url;
+    return this.postgresUrl.replace(/postgres$/, name);
   }
 
   /** Starts `main.api.js` or `main.worker.js` as it is shipped, and waits until it is ready. */

@@ -1,6 +1,7 @@
 // Simulates workers: each has a connection to Redis, subscribed to its own channel, and a connection to Postgres on
 // which it asks every two seconds what the service's worker asks (`reportAlive` in job.repository.ts). Says how
 // often they asked.
+import { setMaxListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import pg from 'pg';
@@ -21,6 +22,7 @@ let stopping;
 
 async function connect({ count, ...where }) {
   stopping = new AbortController();
+  setMaxListeners(count, stopping.signal);
   workers = await Promise.all(Array.from({ length: count }, (_, index) => startWorker(index, where)));
   // Spread over the interval, as those of many machines are.
   for (const [index, worker] of workers.entries()) worker.polling = poll(worker, (POLL_MS * index) / count);

@@ -89,10 +89,9 @@ async function renewConnections({ load, site, floor, make, concurrency }) {
 }
 
 async function endConnections({ pool }) {
-  await pool.query(
-    `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-     WHERE datname = current_database() AND pid <> pg_backend_pid()`,
-  );
+  const others = `FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`;
+  await pool.query(`SELECT pg_terminate_backend(pid) ${others}`);
+  while ((await pool.query(`SELECT ${others} LIMIT 1`)).rowCount > 0) await sleep(1);
   await sleep(NOTICE_MS);
 }
 

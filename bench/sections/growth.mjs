@@ -52,8 +52,7 @@ export async function measure(bench) {
 async function openSites({ stage, say }, { base, grown, cancels }) {
   say('growth: filling tables and queues');
   const wanted = [{}, {}, ...grown].map((change, index) => ({ change, size: { ...base, ...change }, index }));
-  const sites = [];
-  for (const { index } of wanted) sites.push(await openSite(stage, `growth-${index}`));
+  const sites = await Promise.all(wanted.map(({ index }) => openSite(stage, `growth-${index}`)));
   await Promise.all(
     wanted.map(async ({ change, size, index }) => {
       const site = Object.assign(sites[index], { change, size });

@@ -11,7 +11,7 @@ import { openWatch } from '../watch-group.mjs';
 
 const require = createRequire(import.meta.url);
 const TASK = join(root, 'bench/task.mjs');
-const SPIN_MS = 3000;
+const SPIN_MS = 1500;
 const BEYOND_ACK_MS = 50;
 
 export const about = `From the sending of the request, by the load generator, until nothing of the task's process group lives, watched
