@@ -40,6 +40,16 @@ class Connection {
   }
 }
 
+const kept = new Map();
+
+/** So many connections, which are kept for later, as a service's HTTP client keeps its own. */
+async function connectionsTo(port, count) {
+  const open = (kept.get(port) ?? []).filter(({ socket }) => !socket.destroyed);
+  const more = Array.from({ length: count - open.length }, () => Connection.open(port));
+  kept.set(port, [...open, ...(await Promise.all(more))]);
+  return kept.get(port).slice(0, count);
+}
+
 function textOf({ method, key, body, port }, path) {
   const headers = [`${method} ${path} HTTP/1.1`, `Host: 127.0.0.1:${port}`, `Authorization: Bearer ${key}`];
   if (body) headers.push('Content-Type: application/json', `Content-Length: ${Buffer.byteLength(body)}`);
@@ -49,7 +59,7 @@ function textOf({ method, key, body, port }, path) {
 /** Sends one request for each path and measures. Throws unless every answer is the expected one. */
 async function load({ port, concurrency, paths, expect, ...request }) {
   const texts = paths.map((path) => textOf({ ...request, port }, path));
-  const connections = await Promise.all(Array.from({ length: concurrency }, () => Connection.open(port)));
+  const connections = await connectionsTo(port, concurrency);
   const milliseconds = new Float64Array(texts.length);
   const wrong = [];
   let next = 0;
@@ -67,17 +77,13 @@ async function load({ port, concurrency, paths, expect, ...request }) {
   await Promise.all(connections.map(work));
   const elapsed = performance.now() - began;
   const { user, system } = process.cpuUsage(cpu);
-  for (const { socket } of connections) socket.destroy();
   if (wrong.length > 0) throw new Error(`${wrong.length} of ${texts.length} answers were wrong, such as: ${wrong[0]}`);
   return { ...summarise(milliseconds, elapsed), generatorCpu: (user + system) / 1000 / elapsed };
 }
 
-const kept = new Map();
-
-/** Sends one request, on a connection that is kept, and says when: times of `process.hrtime`. */
+/** Sends one request and says when: times of `process.hrtime`. */
 async function sendOne({ path, ...request }) {
-  const connection = kept.get(request.port) ?? (await Connection.open(request.port));
-  kept.set(request.port, connection);
+  const [connection] = await connectionsTo(request.port, 1);
   const text = textOf(request, path);
   const sentAt = process.hrtime.bigint();
   const { status, body } = await connection.request(text);
