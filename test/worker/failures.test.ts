@@ -192,7 +192,7 @@ describe('a task that goes wrong', () => {
   });
 });
 
-describe('a task that sends its worker lines without end', () => {
+describe('a task that goes wrong, on a worker that waits little', () => {
   let system: TestSystem;
   beforeAll(async () => {
     system = await TestSystem.start({ settings: { ...IMPATIENT, WORKER_CONCURRENCY: '2' } });
@@ -203,7 +203,7 @@ describe('a task that sends its worker lines without end', () => {
     ['what is no message', 'x'],
     ['progress', '{"kind":"progress"}'],
     ['the same word', '{"kind":"acknowledged"}'],
-  ])('does not keep others from ending: %s', async (_what, line) => {
+  ])('does not keep others from ending by sending its worker %s, without end', async (_what, line) => {
     const babbler = await system.createRunning(`babbler ${line}`);
     const bystander = await system.createRunning('slow 1000');
     const deaf = '… the task has sent too much that is no message, and is heard no more';
