@@ -1,6 +1,7 @@
 import { hash } from 'node:crypto';
 import { Inject, Injectable, type OnApplicationShutdown, type OnModuleInit } from '@nestjs/common';
 import { PrismaPg } from '@prisma/adapter-pg';
+import { Pool } from 'pg';
 import { SETTINGS_TOKEN, type Settings } from '../config/settings';
 import { PrismaClient } from '../generated/prisma/client';
 import { LOGGER, type Logger } from './logger';
@@ -52,6 +53,26 @@ function statementNames(): (query: { sql: string }) => string {
   };
 }
 
+function poolOf(settings: Pick<Settings, 'DATABASE_URL' | 'DATABASE_POOL_SIZE'>): Pool {
+  const pool = new Pool({
+    connectionString: withSession(settings.DATABASE_URL),
+    max: settings.DATABASE_POOL_SIZE,
+    min: IDLE_CONNECTIONS,
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    statement_timeout: STATEMENT_TIMEOUT_MS,
+    query_timeout: QUERY_TIMEOUT_MS,
+    keepAlive: true,
+    keepAliveInitialDelayMillis: KEEP_ALIVE_MS,
+    application_name: `scenario-jobs ${process.pid}`,
+  });
+  // Prisma gives a connection back although it has got no answer to its ROLLBACK. Whatever came next on that
+  // connection would be part of the transaction, succeed, and never be committed.
+  pool.on('release', (_error, client) => {
+    if (client.getTransactionStatus() !== 'I') void client.end();
+  });
+  return pool;
+}
+
 /** Prisma over a pool of Postgres connections in which nothing waits without a limit. */
 @Injectable()
 export class Database extends PrismaClient implements OnModuleInit, OnApplicationShutdown {
@@ -62,23 +83,11 @@ export class Database extends PrismaClient implements OnModuleInit, OnApplicatio
     super({
       // Prisma would note for each statement where it was called, and read the source file of one that fails.
       errorFormat: 'minimal',
-      adapter: new PrismaPg(
-        {
-          connectionString: withSession(settings.DATABASE_URL),
-          max: settings.DATABASE_POOL_SIZE,
-          min: IDLE_CONNECTIONS,
-          connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
-          statement_timeout: STATEMENT_TIMEOUT_MS,
-          query_timeout: QUERY_TIMEOUT_MS,
-          keepAlive: true,
-          keepAliveInitialDelayMillis: KEEP_ALIVE_MS,
-          application_name: `scenario-jobs ${process.pid}`,
-        },
-        {
-          statementNameGenerator: statementNames(),
-          onPoolError: (error) => logger.warn({ err: error }, 'postgres connection lost'),
-        },
-      ),
+      adapter: new PrismaPg(poolOf(settings), {
+        statementNameGenerator: statementNames(),
+        onPoolError: (error) => logger.warn({ err: error }, 'postgres connection lost'),
+        disposeExternalPool: true,
+      }),
     });
   }
 

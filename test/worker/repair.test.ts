@@ -1,8 +1,13 @@
+import { spawn } from 'node:child_process';
+import { pino } from 'pino';
+import { Database } from '../../src/infrastructure/database';
 import { JobRepository, type Run } from '../../src/modules/scenario-jobs/job.repository';
 import { ActiveRun } from '../../src/modules/scenario-jobs/worker/active-runs';
 import { eventually } from '../support/eventually';
 import { type OwnRedis } from '../support/own-redis';
-import { isAlive, SOON_LOST, TestSystem } from '../support/test-system';
+import { DIST } from '../support/service-process';
+import { TcpProxy } from '../support/tcp-proxy';
+import { isAlive, isFrozen, SOON_LOST, TestSystem } from '../support/test-system';
 import { startWithOwnRedis } from '../support/with-own-redis';
 
 describe('what the queue forgets, the rows know', () => {
@@ -145,6 +150,15 @@ describe('what the queue forgets, the rows know', () => {
   });
 });
 
+/** Is frozen in the middle of a pass. */
+const FREEZES = `
+  const { Database } = require('./infrastructure/database.js');
+  const { JobRepository } = require('./modules/scenario-jobs/job.repository.js');
+  const database = new Database({ DATABASE_URL: process.argv[1], DATABASE_POOL_SIZE: 2 }, console);
+  const freeze = async () => process.kill(process.pid, 'SIGSTOP');
+  void new JobRepository(database).exclusively(freeze, 1000);
+`;
+
 describe('the reconciler', () => {
   let system: TestSystem;
   let jobs: JobRepository;
@@ -187,6 +201,42 @@ describe('the reconciler', () => {
     await pass('first', () => pass('one more meanwhile'));
     await pass('second');
     expect(passes).toEqual(['first', 'second']);
+  });
+
+  it('makes a pass although another process has frozen in one', async () => {
+    const frozen = spawn(process.execPath, ['-e', FREEZES, system.settings.DATABASE_URL!], {
+      cwd: DIST,
+      stdio: ['ignore', 'ignore', 'inherit'],
+    });
+    try {
+      await eventually('it is frozen', () => isFrozen(frozen.pid!));
+      await eventually('another pass', async () => {
+        let passed = false;
+        await jobs.exclusively(() => Promise.resolve(void (passed = true)), 60_000);
+        return passed;
+      });
+    } finally {
+      frozen.kill('SIGKILL');
+    }
+  });
+
+  it('leaves no transaction open when neither its question for the lock nor its end is answered', async () => {
+    const proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
+    const settings = { DATABASE_URL: proxy.through(system.settings.DATABASE_URL!), DATABASE_POOL_SIZE: 1 };
+    const database = new Database(settings, pino({ level: 'silent' }));
+    try {
+      const held = proxy.holdAnswer('pg_try_advisory_xact_lock');
+      const failed = expect(new JobRepository(database).exclusively(async () => {}, 60_000)).rejects.toThrow();
+      const pass = await held;
+      await failed;
+      pass();
+      await new JobRepository(database).reportAlive('after a silence');
+      const { rowCount } = await system.pool.query(`SELECT FROM workers WHERE id = 'after a silence'`);
+      expect(rowCount).toBe(1);
+    } finally {
+      await database.$disconnect();
+      await proxy.stop();
+    }
   });
 
   it('adds every job that the queue does not know, however many they are', async () => {

@@ -446,14 +446,15 @@ export class JobRepository {
   }
 
   /**
-   * Runs `work` unless another process is running it: the lock is Postgres's own and ends with the
-   * transaction, so a dead process holds nothing.
+   * Runs `work`, for no longer than `limitMs`, unless another process is running it. The lock is Postgres's own and ends
+   * with the transaction, so a dead process holds nothing; and Postgres ends the transaction of a frozen one.
    */
   async exclusively(work: () => Promise<void>, limitMs: number): Promise<void> {
     await this.database.$transaction(
       async (transaction) => {
         const [lock] = await transaction.$queryRaw<[{ mine: boolean }]>`
-          SELECT pg_try_advisory_xact_lock(hashtext('scenario-jobs reconciler')) AS mine`;
+          SELECT pg_try_advisory_xact_lock(hashtext('scenario-jobs reconciler')) AS mine,
+            set_config('idle_in_transaction_session_timeout', ${String(limitMs)}, true) AS "limitMs"`;
         if (lock.mine) await work();
       },
       { timeout: limitMs },
