@@ -10,7 +10,8 @@ WORKDIR /app
 COPY package.json package-lock.json .npmrc ./
 RUN npm ci
 COPY . .
-RUN npm run build
+# For everybody to read, whatever the umask of whoever made the clone.
+RUN npm run build && chmod -R a+rX package.json prisma
 
 FROM node:24-slim AS packages
 WORKDIR /app
@@ -22,8 +23,8 @@ ENV NODE_ENV=production
 WORKDIR /app
 COPY --from=packages /app/node_modules node_modules
 COPY --from=build /app/dist dist
-COPY package.json ./
-COPY prisma prisma
+COPY --from=build /app/package.json ./
+COPY --from=build /app/prisma prisma
 USER node
 EXPOSE 3000 3001
 # The flags of package.json; those in the second line are for an api alone. What they are for: docs/operations.md.

@@ -33,9 +33,9 @@ async function main(args) {
   await prepare(say);
   const { default: pg } = await import('pg');
 
-  // Always servers of its own: it freezes Redis.
-  delete process.env.DATABASE_URL;
-  delete process.env.REDIS_URL;
+  // Always servers of its own, for it freezes Redis, and the settings that its promises are of.
+  const { SETTINGS } = await import('../dist/config/settings.js');
+  for (const name of Object.keys(SETTINGS)) delete process.env[name];
   for (const left of ['postgres', 'redis', 'worker.log', 'api.log'])
     rmSync(join(place, left), { recursive: true, force: true });
   const cleanUp = () => rmSync(place, { recursive: true, force: true, maxRetries: 5 });

@@ -7,10 +7,10 @@ import { hashApiKey, newApiKey } from './api-key';
 import { type Caller } from './caller';
 
 /** Whom a key speaks for. */
-export type KeyOwner = Caller & { workspaceActive: boolean };
+type KeyOwner = Caller & { workspaceActive: boolean };
 
 /** A key as its owner may see it: everything but the key. */
-export type ListedKey = {
+type ListedKey = {
   id: string;
   name: string;
   createdAt: Date;

@@ -50,7 +50,7 @@ export const API_ERRORS = {
 export type ApiErrorCode = keyof typeof API_ERRORS;
 
 /** The envelope of every error. */
-export type ErrorEnvelope = { error: { type: string; code: string; message: string } };
+type ErrorEnvelope = { error: { type: string; code: string; message: string } };
 
 /** An error that is the caller's answer. */
 export class ApiError extends Error {

@@ -20,8 +20,9 @@ export class ErrorFilter implements ExceptionFilter {
       error: error.code,
       ...(thrown instanceof JobNotCancellable && { from: thrown.status }),
     };
-    if (error.code === 'internal_error') request.log.error({ err: thrown }, 'unexpected error');
-    if (error.code === 'service_unavailable') request.log.warn({ err: thrown }, whyUnavailable(thrown));
+    const details = { err: thrown, jobId: request.logged.jobId };
+    if (error.code === 'internal_error') request.log.error(details, 'unexpected error');
+    if (error.code === 'service_unavailable') request.log.warn(details, whyUnavailable(thrown));
     sendError(reply, error);
   }
 }

@@ -1,4 +1,4 @@
-export class TimedOut extends Error {
+class TimedOut extends Error {
   constructor(what: string, milliseconds: number) {
     super(`${what} did not finish within ${milliseconds} ms`);
   }

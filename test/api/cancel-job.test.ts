@@ -91,6 +91,7 @@ describe('DELETE of a queued job', () => {
     await system.lockRow(id, async () => {
       expect(await system.cancel(id)).toMatchObject({ status: 503, body: { error: { code: 'service_unavailable' } } });
     });
+    expect(await system.api.untilLogged('row locked', id)).toMatchObject({ level: 'warn' });
     expect((await system.cancel(id)).status).toBe(200);
   });
 

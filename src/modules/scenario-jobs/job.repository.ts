@@ -33,12 +33,12 @@ export type NewJob = {
 };
 
 /** Which job is asked for, with the API key of this hash. */
-export type JobRequest = { keyHash: string; jobId: string };
+type JobRequest = { keyHash: string; jobId: string };
 
 /** A job, who asks for it, and the idempotency key of the request that cancelled it. */
-export type FoundJob = { job: JobRow; caller: Caller; cancelIdempotencyKey: string | null };
+type FoundJob = { job: JobRow; caller: Caller; cancelIdempotencyKey: string | null };
 
-export type CancelRequest = JobRequest & { idempotencyKey: string | null };
+type CancelRequest = JobRequest & { idempotencyKey: string | null };
 
 /** A job that a request has cancelled, and the run that must stop if one had begun. */
 export type CancelledJob = {

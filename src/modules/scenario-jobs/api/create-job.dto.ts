@@ -2,8 +2,8 @@ import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsDefined, isEmail, IsNotEmpty, IsOptional, IsString, ValidateBy } from 'class-validator';
 import { isAtMost, isStorable } from '../../../infrastructure/text';
 
-export const MAX_PROMPT = 10_000;
-export const MAX_CONTEXT = 50_000;
+const MAX_PROMPT = 10_000;
+const MAX_CONTEXT = 50_000;
 const MAX_NAME = 255;
 
 /** An email address. class-validator's own decorator throws at half of a surrogate pair. */

@@ -49,7 +49,7 @@ const OUT_OF_MEMORY = /JavaScript heap out of memory|Allocation failed/;
 /** How V8 ends a process that is out of memory; one that only prints such words ends otherwise. */
 const ABORTED = new Set<string | number | null>(['SIGABRT', 'SIGTRAP', 134, 133]);
 
-export type TaskOptions = {
+type TaskOptions = {
   runId: string;
   memoryMb: number;
   /** Names of further variables to inherit. */
