@@ -35,7 +35,7 @@ export class OwnRedis {
         'sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 5000\n',
     );
     await redis.launched();
-    // How often it looks at the others is 10 s by itself; before Redis 7 it cannot be hurried.
+    // It looks at the others every 10 s by itself; before Redis 7 it cannot be hurried.
     await redis.command('sentinel', 'debug', 'info-period', '1000', 'publish-period', '500').catch(() => undefined);
     return redis;
   }
