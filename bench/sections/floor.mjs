@@ -12,7 +12,7 @@ const FIRST = { 1: 50, 16: 200, 64: 200 };
 /** The servers have noticed by then that their connections are gone. */
 const NOTICE_MS = 50;
 /** One at a time both sides do nearly the same, and chance would decide: so many times the rounds. */
-const MORE_ROUNDS_AT_1 = 2;
+const MORE_ROUNDS_AT_1 = 4;
 /** Turns of so many cancels. What is compiled for queued jobs serves processing ones, too. */
 const WARM_UP = { cancels: 2500, turns: { queued: 8, processing: 2 } };
 const QUICK_WARM_UP = { cancels: 500, turns: { queued: 1, processing: 1 } };

@@ -23,7 +23,7 @@ Postgres whether it is true, and tells its bare child; the service's message pro
 It has no bound either, writes no status, and a processor that does not yield never hears of it.`;
 
 export async function measure({ stage, load, quick, say }) {
-  const rounds = quick ? 3 : 15;
+  const rounds = quick ? 3 : 25;
   const site = await openSite(stage, 'stop');
   site.worker = await stage.startService('worker-stop', 'main.worker.js', {
     ...site.environment,
