@@ -78,7 +78,10 @@ describe('when a worker is lost', () => {
       system.workers.at(-1)!.signal('SIGKILL');
       await system.startWorker();
     }
-    expect((await system.untilStatus(job.id, 'failed')).error?.code).toBe('WORKER_LOST');
+    expect((await system.untilStatus(job.id, 'failed')).error).toEqual({
+      code: 'WORKER_LOST',
+      message: 'The job was given up: none of its attempts had a result',
+    });
   });
 
   it('killed when a run is over: its watchdog has no part in that any more, and ends nothing for it', async () => {

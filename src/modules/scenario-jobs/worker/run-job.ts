@@ -82,7 +82,7 @@ export class RunJob {
     if (typeof job === 'string') return { kind: 'refused' };
     run.claimed = true;
     if (job.attempt > this.settings.MAX_ATTEMPTS) {
-      const lost = { code: 'WORKER_LOST', message: 'The job was given up after its workers were lost' };
+      const lost = { code: 'WORKER_LOST', message: 'The job was given up: none of its attempts had a result' };
       return this.record(run, logger, NOT_BEGUN, () => this.fail(run, lost));
     }
     // Stopped before Postgres's answer to the claim was here: then nothing begins.
