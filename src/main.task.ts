@@ -2,7 +2,7 @@
  * The process of one run. It loads one task module, runs it, reports and ends. It knows neither Postgres nor
  * Redis, and imports next to nothing, for it is started anew for each run.
  *
- * It sends `ready`; its worker sends `start` and perhaps `stop`; it sends `acknowledged` when its event loop comes round
+ * It sends `ready`; its worker sends `start`, `stop` or one after the other; it sends `acknowledged` when its event loop comes round
  * to the stop, `progress`, and at the end `returned` or `threw`.
  */
 import { access } from 'node:fs';
@@ -45,6 +45,7 @@ const kill = process.kill.bind(process);
 const nextTurn = setImmediate;
 const stop = new AbortController();
 const worker = new Socket({ fd: CHANNEL });
+let started = false;
 const progress = atMostEvery<string>(PROGRESS_EVERY_MS, (line) => worker.write(line));
 
 // Whatever it finds: Node starts its pool of threads for it, and ends here where the system has none left.
@@ -52,10 +53,13 @@ access('/', () => {
   send({ kind: 'ready' });
   readLines(worker, Infinity, (line) => {
     const message = JSON.parse(line) as ToTask;
-    if (message.kind === 'start') void run(message);
-    else {
+    if (message.kind === 'start') {
+      started = true;
+      void run(message);
+    } else {
       send({ kind: 'acknowledged' });
       stop.abort(new DOMException('The run is stopped', { name: 'AbortError', cause: message.reason }));
+      if (!started) finish(STOPPED);
     }
   });
 });

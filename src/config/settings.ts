@@ -47,7 +47,7 @@ export const SETTINGS = {
       message: 'must name no schema but public',
     })
     .describe('Postgres, the truth about every job.'),
-  DATABASE_POOL_SIZE: count(10, 1000, 'Connections to Postgres in each process. At least 2.', 2),
+  DATABASE_POOL_SIZE: count(10, 1000, 'Connections to Postgres in each process; a worker has one more. At least 2.', 2),
   REDIS_URL: z
     .string({ error: 'is required' })
     .transform((list) => list.split(',').map((one) => one.trim()))

@@ -98,12 +98,12 @@ export class TestDatabase {
     return ids;
   }
 
-  /** While `work` runs, somebody else has locked the row of a job, or of something else. */
-  async lockRow<T>(id: string, work: () => Promise<T>, table = 'scenario_jobs'): Promise<T> {
+  /** While `work` runs, somebody else has locked the row of a job, or of several, or of something else. */
+  async lockRow<T>(id: string | string[], work: () => Promise<T>, table = 'scenario_jobs'): Promise<T> {
     const client = await this.pool.connect();
     try {
       await client.query('BEGIN');
-      await client.query(`SELECT FROM ${table} WHERE id = $1 FOR UPDATE`, [id]);
+      await client.query(`SELECT FROM ${table} WHERE id = ANY ($1) FOR UPDATE`, [[id].flat()]);
       return await work();
     } finally {
       client.release(true);

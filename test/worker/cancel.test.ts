@@ -1,7 +1,8 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { groupIsAlive, IMPATIENT, isAlive, TestSystem } from '../support/test-system';
+import { mute } from '../support/redis-user';
+import { groupIsAlive, IMPATIENT, isAlive, NO_POLL, TestSystem } from '../support/test-system';
 
 describe('cancelling a job', () => {
   let system: TestSystem;
@@ -148,14 +149,18 @@ describe('cancelling a job whose task stops when it is asked', () => {
 });
 
 describe('cancelling a job while its process is still starting', () => {
-  it('never loads its module', async () => {
+  const never = async (options: NonNullable<Parameters<typeof TestSystem.start>[0]>) => {
     const folder = await mkdtemp(join(tmpdir(), 'scenario-jobs-starting-'));
     const node = join(folder, 'node');
     await writeFile(node, `#!/bin/sh\nsleep 3\nexec '${process.execPath}' "$@"\n`, { mode: 0o755 });
     // What it starts its processes with.
     const NODE_OPTIONS = `--import="data:text/javascript,process.execPath='${node}'"`;
     const SCENARIO_TASK = join(__dirname, '../support/slow-loading-task.mjs');
-    const system = await TestSystem.start({ settings: { SCENARIO_TASK }, worker: () => ({ NODE_OPTIONS }) });
+    const system = await TestSystem.start({
+      ...options,
+      settings: { ...options.settings, SCENARIO_TASK },
+      worker: () => ({ NODE_OPTIONS }),
+    });
     try {
       const { id } = await system.create('loads');
       await system.workers[0]!.untilLogged('run began', id);
@@ -167,6 +172,12 @@ describe('cancelling a job while its process is still starting', () => {
       await system.stop();
       await rm(folder, { recursive: true });
     }
+  };
+
+  it('never loads its module', () => never({}));
+
+  it('nor when its worker has not been told: it asks before it begins what it has claimed long ago', async () => {
+    await never({ settings: { ...NO_POLL, WATCHDOG_MS: '1000' }, api: await mute() });
   });
 });
 

@@ -92,6 +92,25 @@ describe('a worker learns of a cancel whose message is lost', () => {
     await system.untilStatus(lost.id, 'completed');
   });
 
+  it('by the poll, although statements that wait for locked rows have every connection of its pool', async () => {
+    const settings = { WORKER_CONCURRENCY: '6', DATABASE_POOL_SIZE: '2' };
+    system = await TestSystem.start({ settings, api: await mute() });
+    const { job } = await system.createRunning('cooperative');
+    const waiting = async () => {
+      const { rows } = await system.pool.query(
+        `SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`,
+      );
+      return rows.length;
+    };
+    // The queue gets to know them by and by.
+    await system.lockRow(await system.insertQueued(8), async () => {
+      await eventually('claims wait for the rows', async () => (await waiting()) >= 2);
+      expect((await system.cancel(job.id)).status).toBe(200);
+      expect((await stoppingOf(system, job.id)).source).toBe('poll');
+    });
+    expect(system.workers[0]!.logged('could not ask which runs were cancelled')).toBeFalsy();
+  });
+
   it('by subscribing again alone', async () => {
     const user = await RedisUser.create();
     system = await TestSystem.start({ settings: NO_POLL, api: await mute(), worker: () => user.settings });

@@ -376,6 +376,11 @@ export class JobRepository {
     return rows[0]?.seconds;
   }
 
+  /** Whether the job is still this run's. */
+  async isProcessing({ jobId, runId }: Run): Promise<boolean> {
+    return (await this.database.job.count({ where: { id: jobId, runId, status: 'processing' } })) > 0;
+  }
+
   /** What the run's job ended as, if it ended with this run. */
   async findEnd({ jobId, runId }: Run): Promise<{ status: JobStatus; errorCode: string | null } | null> {
     return this.database.job.findFirst({

@@ -16,6 +16,8 @@ export class ActiveRun {
   /** Whether Postgres has answered the claim: before that, it may not know the run yet. */
   claimed = false;
   reason: StopReason | undefined;
+  /** When it was to be claimed, by `performance.now()`. */
+  readonly began = performance.now();
   /** Never used twice. */
   readonly runId = randomUUID();
   /** Proves that the job was cancelled. Kept from logs and from the task, which have the run's id. */

@@ -8,6 +8,9 @@ import { JobRepository, type OwedRun } from '../job.repository';
 import { type ActiveRun, ActiveRuns } from './active-runs';
 import { WORKER_ID } from './worker-id';
 
+/** The jobs by a connection to Postgres of its own, which no statement that waits for a row can take. */
+export const JOBS_TO_ASK_ABOUT = Symbol('JOBS_TO_ASK_ABOUT');
+
 /** A subscription without an answer for this long is dead, and is made anew. */
 const DEAF_MS = 5000;
 
@@ -27,7 +30,7 @@ export class CancelListener {
   private stopped = false;
   /** Whether the newest connection is not subscribed, for Redis has refused it. */
   private deaf = false;
-  private lastAnswer = performance.now();
+  private lastSeen = performance.now();
   private asking: Promise<void> | undefined;
   private repairing: Promise<void> | undefined;
   private askAgain: Source | undefined;
@@ -36,6 +39,7 @@ export class CancelListener {
   readonly alive = new Promise<void>((resolve) => (this.sayAlive = resolve));
 
   constructor(
+    @Inject(JOBS_TO_ASK_ABOUT) private readonly asked: JobRepository,
     private readonly jobs: JobRepository,
     private readonly runs: ActiveRuns,
     private readonly metrics: Metrics,
@@ -121,14 +125,16 @@ export class CancelListener {
   private async askPostgres(source: Source): Promise<void> {
     // Only of these does Postgres know for certain: others may be claimed while it answers.
     const claimed = this.runs.all().filter((run) => run.claimed);
+    const askedAt = performance.now();
     try {
       // The doorbell is in a hurry, and a sign of life costs a commit: that is for the poll.
       const owed = await (source === 'doorbell'
-        ? this.jobs.findOwed(this.workerId)
-        : this.jobs.reportAlive(this.workerId));
-      // Without signs of life others take this worker for dead, whatever it can still read.
+        ? this.asked.findOwed(this.workerId)
+        : this.asked.reportAlive(this.workerId));
+      // Without signs of life others take this worker for dead, whatever it can still read. What it is told is as old as
+      // its question.
       if (source !== 'doorbell') {
-        this.lastAnswer = performance.now();
+        this.lastSeen = askedAt;
         this.sayAlive();
       }
       for (const { status, runId, cancelledSeconds } of owed) {
@@ -143,7 +149,7 @@ export class CancelListener {
       const orphans = owed.filter(({ runId }) => !this.runs.get(runId));
       this.repairing ??= this.repair(orphans).finally(() => (this.repairing = undefined));
     } catch (error) {
-      const blindMs = Math.round(performance.now() - this.lastAnswer);
+      const blindMs = Math.round(performance.now() - this.lastSeen);
       this.logger.warn({ err: error, source, blindMs }, 'could not ask which runs were cancelled');
       // Nobody can tell these runs that they are cancelled, so they must not go on for ever.
       if (blindMs > this.settings.BLIND_MS) this.runs.stopAll('interrupted');

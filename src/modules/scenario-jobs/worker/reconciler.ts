@@ -87,7 +87,7 @@ export class Reconciler {
         added.push(jobId);
         this.repaired(runId ? 'requeued' : 'added', jobId, runId);
       }
-      await this.takeBack(added);
+      await this.takeBack(added, until);
       const last = page.at(-1);
       if (!last || page.length < PAGE) return;
       after = last.jobId;
@@ -95,9 +95,13 @@ export class Reconciler {
   }
 
   /** Cancelled while they were being added, and taken out of the queue before they were in it. What runs is locked there. */
-  private async takeBack(added: string[]): Promise<void> {
+  private async takeBack(added: string[], until: number): Promise<void> {
     const queued = await this.jobs.queuedAmong(added);
-    for (const jobId of added) if (!queued.has(jobId)) await this.queue.remove(jobId);
+    for (const jobId of added) {
+      // One that is left there is refused when its turn comes.
+      if (this.stopped || performance.now() > until) return;
+      if (!queued.has(jobId)) await this.queue.remove(jobId);
+    }
   }
 
   private repaired(repair: string, jobId: string, runId: string | null): void {

@@ -122,8 +122,8 @@ export class RunJob {
     if (!task) return { ...NOT_BEGUN, end: { kind: 'not started' } as const };
     // In this order: there is no moment at which it computes and nobody but this worker could end it.
     this.watchdog.watch(task.tree);
-    task.start(settings.SCENARIO_TASK ?? BUILT_IN_TASK, inputOf(job));
     run.attach(task);
+    void task.ready.then(() => this.begin(run, task, job, logger));
     logger.info({ to: 'processing', attempt: job.attempt, taskPid: task.tree.groupId }, 'run began');
     // A result that is there and not yet read was in time.
     const timeout = setTimeout(() => setImmediate(() => run.stop('timeout')), settings.TASK_TIMEOUT_MS);
@@ -138,6 +138,22 @@ export class RunJob {
       clearTimeout(timeout);
       progress.flush();
       this.watchdog.forget(task.tree);
+    }
+  }
+
+  /**
+   * Has the task begin. A worker that has been frozen since its claim may have lost the job, and had no process that its
+   * watchdog could end: it asks again first. If it freezes after this, it has one.
+   */
+  private async begin(run: ActiveRun, task: TaskProcess, job: ClaimedJob, logger: Logger): Promise<void> {
+    const { SCENARIO_TASK = BUILT_IN_TASK, WATCHDOG_MS } = this.settings;
+    try {
+      const isOld = performance.now() - run.began > WATCHDOG_MS;
+      if (!isOld || (await this.jobs.isProcessing(run))) task.start(SCENARIO_TASK, inputOf(job));
+      else run.stop('superseded');
+    } catch (error) {
+      logger.warn({ err: error }, 'could not ask whether the job is still to be run');
+      run.stop('interrupted');
     }
   }
 
@@ -222,7 +238,7 @@ export class RunJob {
     { reason, how }: Stop,
     settle: () => Promise<Outcome | undefined>,
   ): Promise<Outcome> {
-    const outcome = await this.whenPostgresAnswers(async () => (await settle()) ?? (await this.explain(run, how)));
+    const outcome = (await this.whenPostgresAnswers(settle)) ?? (await this.explain(run, how));
     if (outcome.kind === 'completed' || outcome.kind === 'failed') this.metrics.finished.inc({ status: outcome.kind });
     const refused = outcome.kind === 'cancelled' || outcome.kind === 'superseded';
     if (refused && !reason) this.metrics.lateResults.inc();
@@ -234,6 +250,10 @@ export class RunJob {
   private async explain(run: ActiveRun, how: StopKind): Promise<Outcome> {
     // While something of it lives that cannot be killed, the run keeps its place, and no stop is confirmed.
     await run.gone();
+    return this.whenPostgresAnswers(() => this.confirmOrExplain(run, how));
+  }
+
+  private async confirmOrExplain(run: ActiveRun, how: StopKind): Promise<Outcome> {
     const seconds = await this.jobs.confirmStopped(run, how);
     if (seconds !== undefined) {
       this.metrics.stopSeconds.observe({ how }, seconds);

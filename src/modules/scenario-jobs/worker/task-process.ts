@@ -81,6 +81,8 @@ type Unkillable = { survivors: number[] };
  */
 export class TaskProcess {
   readonly tree: ProcessTree;
+  /** Resolves when it waits to be told what to do. */
+  readonly ready: Promise<void>;
   /** How the task ended, and how its process did: by itself, or by which signal. */
   readonly ended: Promise<{ end: TaskEnd; how: StopKind }>;
   private readonly child: ChildProcess;
@@ -88,7 +90,7 @@ export class TaskProcess {
   private end: TaskEnd | undefined;
   private how: StopKind = 'graceful';
   private readonly began = performance.now();
-  private ready = false;
+  private isReady = false;
   private stopping = false;
   private acknowledged = false;
   private outOfMemory = false;
@@ -96,6 +98,7 @@ export class TaskProcess {
   private strange = 0;
   private survivors: number[] = [];
   private timer: NodeJS.Timeout | undefined;
+  private sayReady: () => void = () => undefined;
   private giveUp: (unkillable: Unkillable) => void = () => undefined;
 
   constructor(private readonly options: TaskOptions) {
@@ -114,13 +117,14 @@ export class TaskProcess {
     this.tree = { groupId: this.child.pid ?? 0, runId };
     if (this.channel) readLines(this.channel, MAX_MESSAGE, (line) => this.onMessage(line));
     this.watchOutput();
+    this.ready = new Promise((resolve) => (this.sayReady = resolve));
     this.ended = this.untilEnded();
     this.after(READY_WITHIN_MS, () => this.kill());
   }
 
-  /** Has it load the task module at this path, and call it. */
+  /** Has it load the task module at this path, and call it. Does nothing when it has been told to stop. */
   start(module: string, input: Record<string, unknown>): void {
-    this.send({ kind: 'start', module, input });
+    if (!this.stopping) this.send({ kind: 'start', module, input });
   }
 
   /**
@@ -194,8 +198,9 @@ export class TaskProcess {
     const message = this.isTooMuch() ? undefined : parseFromTask(line);
     switch (message?.kind) {
       case 'ready':
-        if (!this.stopping && !this.ready) this.expectNothing();
-        this.ready = true;
+        if (!this.stopping && !this.isReady) this.expectNothing();
+        this.isReady = true;
+        this.sayReady();
         return;
       case 'progress':
         if (!this.stopping) this.options.onProgress(message.progress);
@@ -239,7 +244,7 @@ export class TaskProcess {
     if (this.end) return { end: this.end, how: this.how };
     const { code, signal } = 'survivors' in exit ? { code: null, signal: null } : exit;
     const how = ENDED_BY[signal ?? ''] ?? this.how;
-    if (!this.ready) return { end: { kind: 'not started' }, how };
+    if (!this.isReady) return { end: { kind: 'not started' }, how };
     const outOfMemory = this.outOfMemory && ABORTED.has(signal ?? code);
     return { end: { kind: 'exited', code, signal, outOfMemory }, how };
   }
