@@ -22,7 +22,7 @@ export function runJest(args, { environment = {}, quiet = false } = {}) {
     process.kill(-jest.pid, 'SIGCONT');
     status = code;
   };
-  const handlers = { SIGINT: end(130), SIGTERM: end(143) };
+  const handlers = { SIGINT: end(130), SIGTERM: end(143), SIGHUP: end(129) };
   for (const [signal, handler] of Object.entries(handlers)) process.on(signal, handler);
   return new Promise((resolve) =>
     jest.on('close', (code) => {
