@@ -122,6 +122,7 @@ export default defineConfig(
     extends: [jest.configs['flat/recommended']],
     rules: {
       '@typescript-eslint/no-unsafe-assignment': 'off',
+      'jest/no-disabled-tests': 'error',
       'jest/expect-expect': 'off',
       // `expect` in a branch is checked by the test's own end state.
       'jest/no-conditional-expect': 'off',

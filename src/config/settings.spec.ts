@@ -45,6 +45,8 @@ describe('settings', () => {
     ['DATABASE_POOL_SIZE', '1', 'must be at least 2'],
     ['STOP_GRACE_MS', '1e3', 'must be a whole number of milliseconds'],
     ['STOP_GRACE_MS', '0', 'must be at least 1'],
+    ['CANCEL_POLL_MS', '49', 'must be at least 50'],
+    ['WATCHDOG_MS', '999', 'must be at least 1000'],
     ['CANCEL_POLL_MS', '9999999999', 'must be at most 2147483647'],
     ['DRAIN_MS', '99999999999999999999999999', 'must be at most 2147483647'],
     ['LOG_LEVEL', 'loud', 'must be one of fatal, error, warn, info, debug, trace, silent'],
@@ -69,6 +71,7 @@ describe('settings', () => {
     expect(faultsOf({ ...REQUIRED, CANCEL_POLL_MS: '40000' })).toEqual([
       'BLIND_MS must be at least twice CANCEL_POLL_MS',
     ]);
+    expect(faultsOf({ ...REQUIRED, CANCEL_POLL_MS: '30000', BLIND_MS: '60000' })).toEqual([]);
     expect(faultsOf({ ...REQUIRED, WORKER_LOST_MS: '60000' })).toEqual(['WORKER_LOST_MS must be longer than BLIND_MS']);
     expect(faultsOf({ ...REQUIRED, WATCHDOG_MS: '90000' })).toEqual(['WORKER_LOST_MS must be longer than WATCHDOG_MS']);
     expect(faultsOf({ ...REQUIRED, STOP_GRACE_MS: '2147483000' })).toEqual([

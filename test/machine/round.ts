@@ -81,6 +81,7 @@ export class Round {
     }
     const [scenario] = row.scenarios;
     if (scenario && this.runOf(scenario.pid) !== row.run_id) return 'the result of an earlier run was accepted';
+    if (!this.disturbed && row.stopped_how === 'worker_lost') return 'a run was taken for lost, whose worker lives';
     if (!this.disturbed && row.attempt > 1 + job.retries) return 'a run was cut short without a reason';
     return undefined;
   }

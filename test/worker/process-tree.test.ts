@@ -1,4 +1,5 @@
 import { type ChildProcess, fork, spawn, spawnSync } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -10,6 +11,9 @@ import { RUN_ID_VARIABLE } from '../../src/modules/scenario-jobs/worker/task-mes
 import { eventually } from '../support/eventually';
 import { DIST } from '../support/service-process';
 import { isAlive } from '../support/test-system';
+
+/** All processes of the machine are looked at: those of a run of these tests beside this one have other names. */
+const OWN = randomUUID();
 
 /** A process that leads a group of its own, like a task. */
 function startGroup(runId: string, program: string, ...args: string[]): ChildProcess {
@@ -33,10 +37,10 @@ describe('killing what a task has started', () => {
     writeFileSync(trace, '');
     // Ends by itself some time, should it not be ended.
     const script = 'next() { [ $1 -gt 0 ] && { printf x >> "$0"; next $(($1 - 1)) & }; }; next 100000';
-    const { pid } = startGroup('chain', 'sh', '-c', script, trace);
+    const { pid } = startGroup(`chain ${OWN}`, 'sh', '-c', script, trace);
     const length = () => readFileSync(trace).length;
     await eventually('the chain is under way', () => length() > 20);
-    await killTrees([{ groupId: pid as number, runId: 'chain' }]);
+    await killTrees([{ groupId: pid as number, runId: `chain ${OWN}` }]);
     const then = length();
     await sleep(200);
     expect(length()).toBe(then);
@@ -51,9 +55,9 @@ describe('killing what has left the group of its task', () => {
     writeFileSync(trace, '');
     writeFileSync(link, 'printf x >> "$1"\n[ "$2" -gt 0 ] && setsid sh "$0" "$1" $(($2 - 1)) &\n');
     const length = () => readFileSync(trace).length;
-    startGroup('daemons in a chain', 'sh', link, trace, '2000');
+    startGroup(`daemons in a chain ${OWN}`, 'sh', link, trace, '2000');
     await eventually('the chain is under way', () => length() > 20);
-    await killTrees([{ groupId: await groupOfNobody(), runId: 'daemons in a chain' }]);
+    await killTrees([{ groupId: await groupOfNobody(), runId: `daemons in a chain ${OWN}` }]);
     const then = length();
     expect(then).toBeLessThan(2000);
     await sleep(200);
@@ -64,7 +68,9 @@ describe('killing what has left the group of its task', () => {
   it('looks once for all who ask at the same time', async () => {
     const left = await groupOfNobody();
     const looks = jest.spyOn(fs, 'readdir');
-    await Promise.all(Array.from({ length: 50 }, (_, index) => killTrees([{ groupId: left, runId: `run ${index}` }])));
+    await Promise.all(
+      Array.from({ length: 50 }, (_, index) => killTrees([{ groupId: left, runId: `run ${index} ${OWN}` }])),
+    );
     // Each needs two looks; at the second of them some come too late for the one that has begun. A look lists all
     // processes, and those that have begun meanwhile.
     const lists = looks.mock.calls.filter(([path]) => path === '/proc');
@@ -73,7 +79,7 @@ describe('killing what has left the group of its task', () => {
   });
 
   it('misses nothing that begins while it looks', async () => {
-    const runId = 'daemons';
+    const runId = `daemons ${OWN}`;
     const left = await groupOfNobody();
     for (let times = 0; times < 40; times++) {
       // Somewhere in the first look or before it, the parent leaves a daemon behind and ends.
@@ -87,9 +93,44 @@ describe('killing what has left the group of its task', () => {
   });
 });
 
+describe('looking for what is left of a task', () => {
+  const runId = `left ${OWN}`;
+  const started: ChildProcess[] = [];
+  const start = () => {
+    const child = startGroup(runId, 'sleep', '60');
+    started.push(child);
+    return child.pid as number;
+  };
+  afterEach(() => {
+    jest.restoreAllMocks();
+    for (const child of started) child.kill('SIGKILL');
+  });
+
+  it('does not take one look that finds nothing for a proof', async () => {
+    const groupId = await groupOfNobody();
+    const pid = start();
+    jest.spyOn(fs, 'readdir').mockResolvedValueOnce([]);
+    await killTrees([{ groupId, runId }]);
+    expect(isAlive(pid)).toBe(false);
+  });
+
+  it('nor one that meets a process which does not yet show what it is', async () => {
+    const groupId = await groupOfNobody();
+    const pid = start();
+    const { readFile } = fs;
+    let times = 3;
+    jest.spyOn(fs, 'readFile').mockImplementation((path, options) => {
+      const shows = path !== `/proc/${pid}/environ` || times-- <= 0;
+      return shows ? readFile(path, options) : Promise.resolve(Buffer.alloc(0) as never);
+    });
+    await killTrees([{ groupId, runId }]);
+    expect(isAlive(pid)).toBe(false);
+  });
+});
+
 /** The number of a group that has ended. */
 async function groupOfNobody(): Promise<number> {
-  const child = startGroup('nobody', 'true');
+  const child = startGroup(`nobody ${OWN}`, 'true');
   await once(child, 'exit');
   return child.pid as number;
 }
@@ -129,7 +170,7 @@ describe('killing with few file descriptors', () => {
     const taken = [];
     try { for (;;) taken.push(openSync('/dev/null')); } catch {}
     for (let free = 0; free < 4; free++) closeSync(taken.pop());
-    killTrees([{ groupId: 2 ** 22, runId: 'nobody' }]).then(() => writeSync(1, 'done'));`;
+    killTrees([{ groupId: 2 ** 22, runId: '${OWN}' }]).then(() => writeSync(1, 'done'));`;
 
   it('comes to an end', () => {
     const args = ['-c', 'ulimit -n 40; exec "$0" -e "$1"', process.execPath, script];
@@ -145,10 +186,10 @@ asRoot('killing what is not ours to kill', () => {
     const { killTrees } = require('./modules/scenario-jobs/worker/process-tree.js');
     process.setgid(65534);
     process.setuid(65534);
-    killTrees([{ groupId: Number(process.argv[1]), runId: 'a run' }]).then((left) => console.log(left.join()));`;
+    killTrees([{ groupId: Number(process.argv[1]), runId: 'a run ${OWN}' }]).then((left) => console.log(left.join()));`;
 
   it('comes to an end, and names what lives on', () => {
-    const stranger = startGroup('a run', 'sleep', '60');
+    const stranger = startGroup(`a run ${OWN}`, 'sleep', '60');
     try {
       const args = ['-e', script, String(stranger.pid)];
       const { stdout, stderr } = spawnSync(process.execPath, args, { cwd: DIST, encoding: 'utf8', timeout: 60_000 });
@@ -169,11 +210,13 @@ describe('a watchdog', () => {
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
       execArgv: ['--max-old-space-size=32'],
     });
-    tasks = Array.from({ length: count }, (_, index) => startGroupWith(environment, `run-${index}`, 'sleep', '60'));
+    tasks = Array.from({ length: count }, (_, index) =>
+      startGroupWith(environment, `run-${index} ${OWN}`, 'sleep', '60'),
+    );
     for (const index of tasks.keys()) tell('watch', index);
   };
   const tell = (kind: 'watch' | 'forget', index: number) =>
-    watchdog.send({ kind, tree: { groupId: tasks[index]!.pid, runId: `run-${index}` } });
+    watchdog.send({ kind, tree: { groupId: tasks[index]!.pid, runId: `run-${index} ${OWN}` } });
   afterEach(() => {
     for (const task of [...tasks, watchdog]) task.kill('SIGKILL');
   });
@@ -190,7 +233,7 @@ describe('a watchdog', () => {
     const texts = Array.from({ length: 12 }, (_, index) => [`TEXT_${index}`, 'x'.repeat(120_000)] as const);
     start(32, Object.fromEntries(texts));
     const groupId = await groupOfNobody();
-    for (const index of tasks.keys()) watchdog.send({ kind: 'watch', tree: { groupId, runId: `run-${index}` } });
+    for (const index of tasks.keys()) watchdog.send({ kind: 'watch', tree: { groupId, runId: `run-${index} ${OWN}` } });
     watchdog.disconnect();
     await eventually('the watchdog has ended', () => hasEnded(watchdog));
     expect(watchdog.exitCode).toBe(0);

@@ -231,6 +231,8 @@ describe('whoever writes first wins, and the other learns of it', () => {
     expect(await jobs.fail(first, { code: 'X', message: 'x' })).toBe(false);
     expect(await jobs.requeue(first, { countsAsAttempt: true })).toBe(false);
     expect(await jobs.complete(second, SCENARIO)).toBe(true);
+    expect(await jobs.findEnd(first)).toBeNull();
+    expect(await jobs.findEnd(second)).toMatchObject({ status: 'completed' });
   });
 
   it('a run takes over from nobody who lives, and begins nothing that has ended', async () => {

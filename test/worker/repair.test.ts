@@ -191,6 +191,19 @@ describe('the reconciler', () => {
     expect(rows).toEqual([{ id: 'indebted' }, { id: 'young' }]);
   });
 
+  it('leaves a cancelled run to its worker as long as that one lives', async () => {
+    const run = await runBy('alive');
+    await system.cancel(run.jobId);
+    const seen = (at: string) =>
+      system.pool.query(
+        `INSERT INTO workers (id, seen_at) VALUES ('alive', ${at}) ON CONFLICT (id) DO UPDATE SET seen_at = EXCLUDED.seen_at`,
+      );
+    await seen("now() + interval '1 hour'");
+    expect(await jobs.confirmLost(1)).toEqual([]);
+    await seen("now() - interval '1 hour'");
+    expect(await jobs.confirmLost(1)).toEqual([{ jobId: run.jobId, runId: run.runId }]);
+  });
+
   it('makes one pass at a time', async () => {
     const passes: string[] = [];
     const pass = (name: string, work?: () => Promise<void>) =>

@@ -99,7 +99,7 @@ export class Reconciler {
     const queued = await this.jobs.queuedAmong(added);
     for (const jobId of added) {
       // One that is left there is refused when its turn comes.
-      if (this.stopped || performance.now() > until) return;
+      if (performance.now() > until) return;
       if (!queued.has(jobId)) await this.queue.remove(jobId);
     }
   }
