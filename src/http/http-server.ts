@@ -133,6 +133,10 @@ function textOf(request: FastifyRequest, body: Buffer): string | ApiError {
   if (headerValues(request.raw, 'content-encoding').some((coding) => coding.toLowerCase() !== 'identity')) {
     return new ApiError('unsupported_media_type', 'Content-Encoding is not supported');
   }
+  // Node reads what is chunked, whatever else has been done to it.
+  if (headerValues(request.raw, 'transfer-encoding').some((coding) => coding.toLowerCase() !== 'chunked')) {
+    return new ApiError('unsupported_media_type', 'Transfer-Encoding is not supported but for chunked');
+  }
   return isUtf8(body) ? body.toString() : new ApiError('invalid_json', 'Request body is not valid UTF-8');
 }
 
