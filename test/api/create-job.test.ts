@@ -1,5 +1,5 @@
-import { parseAnswer, rawHttp } from '../support/raw-http';
 import { connect } from 'node:net';
+import { parseAnswer, rawHttp } from '../support/raw-http';
 import { type ErrorBody, type Job, TestSystem } from '../support/test-system';
 
 let system: TestSystem;
