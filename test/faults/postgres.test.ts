@@ -5,7 +5,7 @@ import { eventually } from '../support/eventually';
 import { mute } from '../support/redis-user';
 import { OwnPostgres } from '../support/own-postgres';
 import { type TcpProxy } from '../support/tcp-proxy';
-import { groupIsAlive, TestSystem } from '../support/test-system';
+import { groupIsAlive, NO_POLL, TestSystem } from '../support/test-system';
 
 const UNAVAILABLE = {
   status: 503,
@@ -199,6 +199,23 @@ describe('between a worker and Postgres', () => {
   });
 });
 
+describe('between a worker and Postgres, when the worker does not know what it has claimed', () => {
+  it('the job is cancelled: the stop of what never began is confirmed as graceful', async () => {
+    const { proxy, system } = await startBehindProxy('worker', NO_POLL);
+    try {
+      const cut = proxy.cutWhenSent('attempt = attempt + 1', 'answered');
+      const { id } = await system.create('quick');
+      await cut;
+      await system.untilStatus(id, 'processing');
+      expect((await system.cancel(id)).status).toBe(200);
+      expect(await system.untilStopped(id)).toMatchObject({ stopped_how: 'graceful', attempt: 1 });
+    } finally {
+      await system.stop();
+      await proxy.stop();
+    }
+  });
+});
+
 describe('between a worker and Postgres, when the message to the worker is lost as well', () => {
   it('the task dies when Postgres is back, without a restart', async () => {
     const { proxy, system } = await startBehindProxy('worker', {}, { api: await mute() });
@@ -252,6 +269,22 @@ describe('a worker that must stop its tasks, for it cannot ask Postgres', () => 
       await proxy.accept();
       await system.untilStatus(job.id, 'completed');
       expect(worker!.logs.filter(({ msg }) => msg === 'run began')).toHaveLength(1);
+    } finally {
+      await system.stop();
+      await proxy.stop();
+    }
+  });
+
+  it('gives up a result that it cannot record for as long, and has the job run again', async () => {
+    const { proxy, system } = await startBehindProxy('worker', { BLIND_MS: '2000' });
+    try {
+      const { job } = await system.createRunning('slow 1000');
+      await proxy.refuse();
+      const [worker] = system.workers;
+      await worker!.untilLogged('run could not be carried through, will try again', job.id);
+      await proxy.accept();
+      await system.untilStatus(job.id, 'completed');
+      expect((await system.row(job.id)).attempt).toBe(2);
     } finally {
       await system.stop();
       await proxy.stop();
