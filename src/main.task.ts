@@ -2,8 +2,8 @@
  * The process of one run. It loads one task module, runs it, reports and ends. It knows neither Postgres nor
  * Redis, and imports next to nothing, for it is started anew for each run.
  *
- * It sends `ready`; its worker sends `start`, `stop` or one after the other; it sends `acknowledged` when its event loop comes round
- * to the stop, `progress`, and at the end `returned` or `threw`.
+ * It sends `ready`; its worker sends `start`, `stop` or one after the other; it sends `acknowledged` when its event loop
+ * comes round to the stop, `progress`, and at the end `returned` or `threw`.
  */
 import { access } from 'node:fs';
 import { Socket } from 'node:net';
