@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { Client } from 'pg';
-import { startBehindProxy } from '../support/behind-proxy';
+import { startBehindProxy, whileBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
 import { mute } from '../support/redis-user';
 import { OwnPostgres } from '../support/own-postgres';
@@ -201,25 +201,20 @@ describe('between a worker and Postgres', () => {
 
 describe('between a worker and Postgres, when the worker does not know what it has claimed', () => {
   it('the job is cancelled: the stop of what never began is confirmed as graceful', async () => {
-    const { proxy, system } = await startBehindProxy('worker', NO_POLL);
-    try {
+    await whileBehindProxy('worker', NO_POLL, {}, async ({ proxy, system }) => {
       const cut = proxy.cutWhenSent('attempt = attempt + 1', 'answered');
       const { id } = await system.create('quick');
       await cut;
       await system.untilStatus(id, 'processing');
       expect((await system.cancel(id)).status).toBe(200);
       expect(await system.untilStopped(id)).toMatchObject({ stopped_how: 'graceful', attempt: 1 });
-    } finally {
-      await system.stop();
-      await proxy.stop();
-    }
+    });
   });
 });
 
 describe('between a worker and Postgres, when the message to the worker is lost as well', () => {
   it('the task dies when Postgres is back, without a restart', async () => {
-    const { proxy, system } = await startBehindProxy('worker', {}, { api: await mute() });
-    try {
+    await whileBehindProxy('worker', {}, { api: await mute() }, async ({ proxy, system }) => {
       const { job, pid } = await system.createRunning('cooperative');
       proxy.silence();
       expect((await system.cancel(job.id)).status).toBe(200);
@@ -228,17 +223,13 @@ describe('between a worker and Postgres, when the message to the worker is lost 
       proxy.clear();
       await system.untilStopped(job.id);
       expect(await groupIsAlive(pid)).toBe(false);
-    } finally {
-      await system.stop();
-      await proxy.stop();
-    }
+    });
   });
 });
 
 describe('a worker that starts while Postgres is away', () => {
   it('begins no run before Postgres knows that it lives', async () => {
-    const { proxy, system } = await startBehindProxy('worker', { CANCEL_POLL_MS: '3000' }, { workers: 0 });
-    try {
+    await whileBehindProxy('worker', { CANCEL_POLL_MS: '3000' }, { workers: 0 }, async ({ proxy, system }) => {
       const { id } = await system.create('quick');
       await proxy.refuse();
       const worker = await system.startWorker();
@@ -248,17 +239,13 @@ describe('a worker that starts while Postgres is away', () => {
       const { started_at: startedAt } = await system.untilStatus(id, 'completed');
       const { rowCount } = await system.pool.query('SELECT FROM workers WHERE started_at <= $1', [startedAt]);
       expect(rowCount).toBe(1);
-    } finally {
-      await system.stop();
-      await proxy.stop();
-    }
+    });
   });
 });
 
 describe('a worker that must stop its tasks, for it cannot ask Postgres', () => {
   it('keeps the result of a task that has ended before, and records it', async () => {
-    const { proxy, system } = await startBehindProxy('worker', { BLIND_MS: '6000' });
-    try {
+    await whileBehindProxy('worker', { BLIND_MS: '6000' }, {}, async ({ proxy, system }) => {
       const { job } = await system.createRunning('slow 2000');
       await proxy.refuse();
       const [worker] = system.workers;
@@ -269,15 +256,11 @@ describe('a worker that must stop its tasks, for it cannot ask Postgres', () => 
       await proxy.accept();
       await system.untilStatus(job.id, 'completed');
       expect(worker!.logs.filter(({ msg }) => msg === 'run began')).toHaveLength(1);
-    } finally {
-      await system.stop();
-      await proxy.stop();
-    }
+    });
   });
 
   it('gives up a result that it cannot record for as long, and has the job run again', async () => {
-    const { proxy, system } = await startBehindProxy('worker', { BLIND_MS: '2000' });
-    try {
+    await whileBehindProxy('worker', { BLIND_MS: '2000' }, {}, async ({ proxy, system }) => {
       const { job } = await system.createRunning('slow 1000');
       await proxy.refuse();
       const [worker] = system.workers;
@@ -285,10 +268,7 @@ describe('a worker that must stop its tasks, for it cannot ask Postgres', () => 
       await proxy.accept();
       await system.untilStatus(job.id, 'completed');
       expect((await system.row(job.id)).attempt).toBe(2);
-    } finally {
-      await system.stop();
-      await proxy.stop();
-    }
+    });
   });
 });
 

@@ -22,3 +22,19 @@ export async function startBehindProxy(
     throw error;
   }
 }
+
+/** The same, while `work` runs. */
+export async function whileBehindProxy(
+  who: 'api' | 'worker',
+  settings: Record<string, string>,
+  options: Parameters<typeof TestSystem.start>[0],
+  work: (started: { proxy: TcpProxy; system: TestSystem }) => Promise<void>,
+): Promise<void> {
+  const { proxy, system } = await startBehindProxy(who, settings, options);
+  try {
+    await work({ proxy, system });
+  } finally {
+    await system.stop();
+    await proxy.stop();
+  }
+}

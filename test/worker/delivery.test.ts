@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { startBehindProxy } from '../support/behind-proxy';
+import { whileBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
 import { mute, RedisUser } from '../support/redis-user';
 import { groupIsAlive, NO_POLL, TestSystem } from '../support/test-system';
@@ -96,15 +96,14 @@ describe('a worker learns of a cancel whose message is lost', () => {
     const settings = { WORKER_CONCURRENCY: '6', DATABASE_POOL_SIZE: '2' };
     system = await TestSystem.start({ settings, api: await mute() });
     const { job } = await system.createRunning('cooperative');
-    const waiting = async () => {
-      const { rows } = await system.pool.query(
-        `SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`,
-      );
-      return rows.length;
-    };
     // The queue gets to know them by and by.
     await system.lockRow(await system.insertQueued(8), async () => {
-      await eventually('claims wait for the rows', async () => (await waiting()) >= 2);
+      await eventually('claims wait for the rows', async () => {
+        const { rows } = await system.pool.query(
+          `SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`,
+        );
+        return rows.length >= 2;
+      });
       expect((await system.cancel(job.id)).status).toBe(200);
       expect((await stoppingOf(system, job.id)).source).toBe('poll');
     });
@@ -286,8 +285,7 @@ describe('a worker that asks Postgres about its runs', () => {
 
 describe('a worker that begins a run while it asks which of its runs were cancelled', () => {
   it('does not take the answer, which does not know the run, for an answer about it', async () => {
-    const { proxy, system } = await startBehindProxy('worker', NO_POLL);
-    try {
+    await whileBehindProxy('worker', NO_POLL, {}, async ({ proxy, system }) => {
       const { rows } = await eventually('the worker is known', async () => {
         const found = await system.pool.query<{ id: string }>('SELECT id FROM workers');
         return found.rowCount === 1 && found;
@@ -299,17 +297,13 @@ describe('a worker that begins a run while it asks which of its runs were cancel
       pass();
       await system.untilStatus(job.id, 'completed');
       expect((await system.row(job.id)).attempt).toBe(1);
-    } finally {
-      await system.stop();
-      await proxy.stop();
-    }
+    });
   });
 });
 
 describe('a worker that hears a message without a token while it asks Postgres because of another', () => {
   it('asks once more', async () => {
-    const { proxy, system } = await startBehindProxy('worker', NO_POLL, { api: await mute() });
-    try {
+    await whileBehindProxy('worker', NO_POLL, { api: await mute() }, async ({ proxy, system }) => {
       const [first, second] = [await system.createRunning('cooperative'), await system.createRunning('cooperative')];
       const channel = `${system.settings.QUEUE_PREFIX}:cancel:${(await system.row(first.job.id)).worker_id}`;
       const held = proxy.holdAnswer('cancelledSeconds');
@@ -321,18 +315,14 @@ describe('a worker that hears a message without a token while it asks Postgres b
       pass();
       await system.untilStopped(first.job.id);
       await system.untilStopped(second.job.id);
-    } finally {
-      await system.stop();
-      await proxy.stop();
-    }
+    });
   });
 });
 
 describe('a worker whose doorbell rings while it asks Postgres, before and after it has subscribed anew', () => {
   it('gives its sign of life all the same', async () => {
     const user = await RedisUser.create();
-    const { proxy, system } = await startBehindProxy('worker', { ...NO_POLL, ...user.settings });
-    try {
+    await whileBehindProxy('worker', { ...NO_POLL, ...user.settings }, {}, async ({ proxy, system }) => {
       const jobs: { id: string }[] = [];
       while (jobs.length < 3) jobs.push((await system.createRunning('cooperative')).job);
       const channel = `${system.settings.QUEUE_PREFIX}:cancel:${(await system.row(jobs[0]!.id)).worker_id}`;
@@ -359,9 +349,6 @@ describe('a worker whose doorbell rings while it asks Postgres, before and after
       await ring();
       pass();
       await eventually('it gives its sign of life', async () => (await lastSign()) !== before);
-    } finally {
-      await system.stop();
-      await proxy.stop();
-    }
+    });
   });
 });

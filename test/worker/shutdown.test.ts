@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, openSync } from 'node:fs';
 import { join } from 'node:path';
-import { startBehindProxy } from '../support/behind-proxy';
+import { whileBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
 import { freePort } from '../support/own-redis';
 import { DIST, ServiceProcess } from '../support/service-process';
@@ -115,18 +115,14 @@ describe('a worker that is told to end while Postgres is away', () => {
 
   async function endWithout(fate: 'refuse' | 'silence') {
     const settings = { DRAIN_MS: '100', BLIND_MS: '3600000', WORKER_LOST_MS: '7200000' };
-    const { proxy, system } = await startBehindProxy('worker', settings);
-    try {
+    await whileBehindProxy('worker', settings, {}, async ({ proxy, system }) => {
       const { pid } = await system.createRunning('cooperative');
       await proxy[fate]();
       const worker = system.workers[0]!;
       worker.signal('SIGTERM');
       expect(await worker.ended()).toEqual({ code: null, signal: 'SIGTERM' });
       expect(await groupIsAlive(pid)).toBe(false);
-    } finally {
-      await system.stop();
-      await proxy.stop();
-    }
+    });
   }
 });
 
