@@ -130,11 +130,13 @@ function textOf(request: FastifyRequest, body: Buffer): string | ApiError {
   if (!JSON_TYPE.test(type) || OTHER_CHARSET.test(type) || another !== undefined) {
     return new ApiError('unsupported_media_type', 'Content-Type must be application/json, in UTF-8');
   }
-  if (headerValues(request.raw, 'content-encoding').some((coding) => coding.toLowerCase() !== 'identity')) {
+  const hasOther = (header: string, coding: string) =>
+    headerValues(request.raw, header).some((value) => value.toLowerCase() !== coding);
+  if (hasOther('content-encoding', 'identity')) {
     return new ApiError('unsupported_media_type', 'Content-Encoding is not supported');
   }
   // Node reads what is chunked, whatever else has been done to it.
-  if (headerValues(request.raw, 'transfer-encoding').some((coding) => coding.toLowerCase() !== 'chunked')) {
+  if (hasOther('transfer-encoding', 'chunked')) {
     return new ApiError('unsupported_media_type', 'Transfer-Encoding is not supported but for chunked');
   }
   return isUtf8(body) ? body.toString() : new ApiError('invalid_json', 'Request body is not valid UTF-8');
