@@ -1,4 +1,4 @@
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { type Caller, type PresentedKey } from '../../../auth/caller';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
@@ -91,7 +91,7 @@ export class CancelJob {
 
   private deliver({ job, caller, run }: CancelledJob): Cancelled {
     const from = run ? 'processing' : 'queued';
-    // On its way to Redis before the answer is on its own, which does not wait for it: nothing depends on Redis.
+    // The answer does not wait for it: nothing depends on Redis.
     void this.tellOthers(job, run);
     this.metrics.cancelRequests.inc({ from, outcome: 'cancelled' });
     this.metrics.finished.inc({ status: 'cancelled' });
@@ -102,6 +102,8 @@ export class CancelJob {
   private async tellOthers({ id: jobId, completedAt }: JobRow, run: CancelledJob['run']): Promise<void> {
     try {
       if (!run) {
+        // A claim of this entry would fail. So the answer is sent first, but a task has to hear at once.
+        await nextTurn();
         await this.queue.remove(jobId);
         return;
       }
