@@ -17,7 +17,7 @@ const HELP = `Usage: npm run bench -- [--quick] [--only <section>]...
 Starts a Postgres, a Redis and the service by itself, measures, and writes what it found: a full run to
 bench/RESULTS.md, bench/results.json and bench/growth.svg, any other to bench/results/.
 
-  --quick            fewer rounds and smaller sizes: some two minutes instead of ten to fifteen
+  --quick            fewer rounds and smaller sizes: some two minutes instead of ten
   --only <section>   only this section; may be repeated. Sections: ${Object.keys(SECTIONS).join(', ')}
   --help             this text
 

@@ -5,5 +5,5 @@ import { setTimeout as sleep } from 'node:timers/promises';
 export default async function minimalTask({ prompt }, { signal, progress }) {
   progress({ step: 'thinking' });
   await sleep(2000, undefined, { signal }); // Throws at once when the job is cancelled, as fetch does with a signal.
-  return { name: [...prompt].slice(0, 80).join(''), persona: 'Ada' };
+  return { name: [...prompt.trim()].slice(0, 80).join('') || 'Scenario', persona: 'Ada' };
 }

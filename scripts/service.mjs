@@ -57,11 +57,11 @@ export async function startServers(processes, place, { say, onExit }) {
   if (!databaseUrl) {
     say('Starting Postgres');
     databaseUrl = await startPostgres(processes, place, { onExit });
-  }
+  } else say('Using the Postgres that DATABASE_URL names');
   if (!redisUrl) {
     say('Starting Redis');
     redisUrl = await startRedis(processes, place, { say, onExit });
-  }
+  } else say('Using the Redis that REDIS_URL names');
   say('Applying migrations');
   await runProgram(processes, 'dist/cli/migrate.js', [], { DATABASE_URL: databaseUrl });
   return { DATABASE_URL: databaseUrl, REDIS_URL: redisUrl };

@@ -23,7 +23,7 @@ const AFTER_PAUSE = { rounds: 5, count: 100 };
 export const about = `Cancels of the service over those of the floor: \`bench/floor-server.mjs\`, which is node:http, pg with
 prepared statements and BullMQ's own script, and nothing else: no validation, no log, no metrics, no errors. Three things it does
 not do that the service does: look the key up in the statement that cancels, share commits, and answer without
-waiting for what it has sent to Redis. Node has the same flags for both. In every round both have new connections to
+waiting for Redis. Node has the same flags for both. In every round both have new connections to
 Postgres: two with the same plans can differ by a tenth of a cancel for as long as they live. At concurrency 1 there are
 ${MORE_ROUNDS_AT_1} times as many rounds. The full run ends with the first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither
 was asked for anything: an API to cancel jobs has many.`;

@@ -68,5 +68,4 @@ mutants() {
 case "${1:-}" in
   '') check ;;
   --mutants) mutants ;;
-  *) echo "Usage: check.sh [--mutants]" >&2; exit 2 ;;
 esac

@@ -6,6 +6,7 @@ import { isDatabaseUnavailable, isNotMigrated } from '../infrastructure/database
 import { createLogger } from '../infrastructure/logger';
 
 const HELP = `Usage: npm run -s api-key -- <command> [options]
+       node dist/cli/api-key.js <command> [options]     in the image
 
 Commands
   create --workspace <slug> --name <name> [--expires <time>]

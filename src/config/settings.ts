@@ -108,7 +108,7 @@ export const SETTINGS = {
     .describe(
       'Further variables that a task inherits, by name, separated by commas; see docs/operations.md for the others.',
     ),
-  TASK_MEMORY_MB: count(512, 1_048_576, "Limit of a task's JavaScript heap.", 16),
+  TASK_MEMORY_MB: count(512, 1_048_576, "Limit of a task's JavaScript heap. At least 16.", 16),
   TASK_TIMEOUT_MS: milliseconds(900_000, 'A run that takes longer is stopped and its job fails.'),
   WORKER_CONCURRENCY: count(4, 1000, 'Jobs that one worker runs at the same time.'),
   MAX_ATTEMPTS: count(3, 1000, 'Runs of one job before an error that may pass, or a lost worker, fails it.'),
@@ -117,19 +117,30 @@ export const SETTINGS = {
   STOP_ACK_MS: milliseconds(1000, 'How long a task may take to acknowledge that it is asked to stop.'),
   STOP_GRACE_MS: milliseconds(5000, 'How long a task that has acknowledged may clean up before SIGTERM.'),
   STOP_KILL_MS: milliseconds(2000, 'How long after SIGTERM the whole process group gets SIGKILL.'),
-  CANCEL_POLL_MS: milliseconds(2000, 'How often a worker asks Postgres which of its runs were cancelled.', 50),
-  BLIND_MS: milliseconds(60_000, 'A worker that cannot query Postgres for this long stops its tasks.'),
-  WATCHDOG_MS: milliseconds(10_000, 'A worker process frozen for this long loses its tasks to its watchdog.', 1000),
+  CANCEL_POLL_MS: milliseconds(
+    2000,
+    'How often a worker asks Postgres which of its runs were cancelled. At least 50.',
+    50,
+  ),
+  BLIND_MS: milliseconds(
+    60_000,
+    'A worker that cannot query Postgres for this long stops its tasks. At least twice `CANCEL_POLL_MS`.',
+  ),
+  WATCHDOG_MS: milliseconds(
+    10_000,
+    'A worker process frozen for this long loses its tasks to its watchdog. At least 1000.',
+    1000,
+  ),
   LOCK_MS: milliseconds(
     30_000,
-    'BullMQ delivers a job again when its worker has not renewed its lock for this long.',
+    'BullMQ delivers a job again when its worker has not renewed its lock for this long. At least 1000.',
     1000,
   ),
   WORKER_LOST_MS: milliseconds(
     90_000,
-    'A worker that has given no sign of life in Postgres for this long counts as dead.',
+    'A worker that has given no sign of life in Postgres for this long counts as dead. More than `BLIND_MS` and `WATCHDOG_MS`.',
   ),
-  RECONCILE_MS: milliseconds(10_000, 'How often rows and queue are compared and repaired.', 50),
+  RECONCILE_MS: milliseconds(10_000, 'How often rows and queue are compared and repaired. At least 50.', 50),
   DRAIN_MS: milliseconds(25_000, 'How long a worker told to shut down waits for its runs before it stops them.', 0),
 } as const;
 

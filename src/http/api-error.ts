@@ -43,7 +43,8 @@ export const API_ERRORS = {
   service_unavailable: {
     status: 503,
     type: 'service_unavailable',
-    about: 'Postgres is unavailable, or the row of the job is locked; try again after `Retry-After` seconds.',
+    about:
+      'Postgres is unavailable or too slow, or the row of the job is locked; try again after `Retry-After` seconds.',
   },
 } as const;
 

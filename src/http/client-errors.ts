@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { STATUS_CODES } from 'node:http';
 import { type Socket } from 'node:net';
+import { type Logger } from '../infrastructure/logger';
 import { ApiError } from './api-error';
 import { type Connection } from './connections';
 
@@ -11,7 +12,12 @@ type ClientError = Error & { code?: string };
  * Node gave up on a connection, on what is no request: answers that in the envelope and closes it. Requests that
  * came before on the same connection are answered first, or their caller would take this for their answer.
  */
-export function refuseConnection(error: ClientError, socket: Socket, connection: Connection | undefined): void {
+export function refuseConnection(
+  error: ClientError,
+  socket: Socket,
+  connection: Connection | undefined,
+  logger: Logger,
+): void {
   if (!connection || error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
   if (connection.refused) return;
   connection.refused = true;
@@ -20,19 +26,21 @@ export function refuseConnection(error: ClientError, socket: Socket, connection:
     const { newest } = connection;
     // The newest request was answered before all of it had arrived: it needs no second answer.
     if (newest && !newest.req.complete && newest.writableEnded) return void socket.end();
-    socket.end(refusalOf(error));
+    const requestId = randomUUID();
+    const refusal = describeClientError(error);
+    logger.info({ requestId, status: refusal.status, code: refusal.code }, 'not a request');
+    socket.end(responseOf(refusal, requestId));
   };
   const earlier = [...connection.unanswered].filter(({ req }) => req.complete);
   void Promise.all(earlier.map((response) => new Promise((closed) => response.once('close', closed)))).then(refuse);
 }
 
-function refusalOf(error: ClientError): string {
-  const refusal = describeClientError(error);
+function responseOf(refusal: ApiError, requestId: string): string {
   const body = JSON.stringify(refusal.envelope);
   return (
     `HTTP/1.1 ${refusal.status} ${STATUS_CODES[refusal.status]}\r\n` +
     'Content-Type: application/json; charset=utf-8\r\nConnection: close\r\n' +
-    `Content-Length: ${Buffer.byteLength(body)}\r\nX-Request-Id: ${randomUUID()}\r\n\r\n${body}`
+    `Content-Length: ${Buffer.byteLength(body)}\r\nX-Request-Id: ${requestId}\r\n\r\n${body}`
   );
 }
 

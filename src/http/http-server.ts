@@ -57,7 +57,7 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     // The id in a path is looked up however long it is: it is then not found.
     routerOptions: { maxParamLength: 65_536 },
     rewriteUrl: (request: IncomingMessage) => decodable(request.url ?? '/'),
-    clientErrorHandler: (error, socket) => refuseConnection(error, socket, connections.get(socket)),
+    clientErrorHandler: (error, socket) => refuseConnection(error, socket, connections.get(socket), logger),
     // A request that comes while the server is closed is one more; the answer of Fastify has another shape.
     return503OnClosing: false,
     frameworkErrors: (error: unknown, request: FastifyRequest, reply: FastifyReply) =>
@@ -73,7 +73,7 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   // Node would drop it without an answer. It has taken its own listeners away: an error nobody hears would end the process.
   server.on('connect', (request, socket) => {
     socket.on('error', () => socket.destroy());
-    refuseConnection(new Error(request.method), socket as Socket, connections.get(socket as Socket));
+    refuseConnection(new Error(request.method), socket as Socket, connections.get(socket as Socket), logger);
   });
   // Who asks before sending a body that is too large is told so at once.
   server.on('checkContinue', (request, response) => {

@@ -4,7 +4,7 @@ import { errorContent, ValidationErrorDetail } from './openapi-errors';
 import { PROBES } from './probes';
 
 /** The OpenAPI document of the api. */
-export function describeApi(app: INestApplication): OpenAPIObject {
+function describeApi(app: INestApplication): OpenAPIObject {
   const config = new DocumentBuilder()
     .setOpenAPIVersion('3.0.3')
     .setTitle('Exec API')

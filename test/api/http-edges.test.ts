@@ -103,7 +103,10 @@ describe('every error is in the envelope', () => {
   ])('%s', async (_what, bytes, status, code) => {
     const answer = parseAnswer(await rawHttp(system.api.url!, bytes));
     expect(answer).toMatchObject({ status, body: { error: { code } } });
-    expect(answer.headers).toContain('x-request-id');
+    const [, id] = /x-request-id: (.+)/.exec(answer.headers)!;
+    await eventually('it is in the log', () =>
+      system.api.logs.some((line) => line.requestId === id && line.status === status),
+    );
   });
 });
 

@@ -5,12 +5,15 @@ import { eventually } from '../support/eventually';
 import { mute } from '../support/redis-user';
 import { OwnPostgres } from '../support/own-postgres';
 import { type TcpProxy } from '../support/tcp-proxy';
-import { groupIsAlive, NO_POLL, TestSystem } from '../support/test-system';
+import { type Answer, groupIsAlive, NO_POLL, TestSystem } from '../support/test-system';
 
-const UNAVAILABLE = {
-  status: 503,
-  body: { error: { type: 'service_unavailable', code: 'service_unavailable' } },
-};
+function expectUnavailable({ status, body, headers }: Answer<unknown>) {
+  expect({ status, body }).toMatchObject({
+    status: 503,
+    body: { error: { type: 'service_unavailable', code: 'service_unavailable' } },
+  });
+  expect(headers.get('retry-after')).toBe('2');
+}
 
 /** Says how long `work` took as well. */
 async function timed<T>(work: () => Promise<T>): Promise<{ answer: T; seconds: number }> {
@@ -44,8 +47,7 @@ describe('between the api and Postgres', () => {
     const cut = proxy.cutWhenSent(job.id, 'asked');
     const answer = await system.cancel(job.id, { 'idempotency-key': 'one' });
     await cut;
-    expect(answer).toMatchObject(UNAVAILABLE);
-    expect(answer.headers.get('retry-after')).toBe('2');
+    expectUnavailable(answer);
     expect(await system.row(job.id)).toMatchObject({ status: 'processing' });
     expect((await system.cancel(job.id, { 'idempotency-key': 'one' })).status).toBe(200);
     await system.untilStopped(job.id);
@@ -57,7 +59,7 @@ describe('between the api and Postgres', () => {
     const cut = proxy.cutWhenSent(job.id, 'answered');
     const answer = await system.cancel(job.id, { 'idempotency-key': 'one' });
     await cut;
-    expect(answer).toMatchObject(UNAVAILABLE);
+    expectUnavailable(answer);
     // Nobody rang the doorbell: the poll.
     const { completed_at: completedAt } = await system.untilStopped(job.id);
     expect(await groupIsAlive(pid)).toBe(false);
@@ -70,7 +72,7 @@ describe('between the api and Postgres', () => {
     const requestId = randomUUID();
     const body = { user_email: 'ada@example.com', prompt: 'quick', request_id: requestId };
     const cut = proxy.cutWhenSent('INSERT INTO scenario_jobs', 'answered');
-    expect(await system.request('POST', '', { body })).toMatchObject(UNAVAILABLE);
+    expectUnavailable(await system.request('POST', '', { body }));
     await cut;
     const retry = await system.request('POST', '', { body });
     expect(retry).toMatchObject({ status: 200, body: { is_new: false } });
@@ -94,7 +96,7 @@ describe('between the api and Postgres', () => {
     proxy.silence();
     const attempts = await Promise.all(Array.from({ length: 6 }, () => timed(() => system.cancel(job.id))));
     for (const { answer, seconds } of attempts) {
-      expect(answer).toMatchObject(UNAVAILABLE);
+      expectUnavailable(answer);
       expect(seconds).toBeLessThan(25);
     }
     expect((await fetch(`${system.api.url}/readyz`)).status).toBe(503);
@@ -112,10 +114,8 @@ describe('between the api and Postgres', () => {
   it('Postgres refuses connections, then is back: 503 at once, then as ever', async () => {
     const { job } = await system.createRunning('cooperative');
     await proxy.refuse();
-    expect(await system.cancel(job.id)).toMatchObject(UNAVAILABLE);
-    expect(await system.request('POST', '', { body: { user_email: 'a@b.cd', prompt: 'quick' } })).toMatchObject(
-      UNAVAILABLE,
-    );
+    expectUnavailable(await system.cancel(job.id));
+    expectUnavailable(await system.request('POST', '', { body: { user_email: 'a@b.cd', prompt: 'quick' } }));
     await proxy.accept();
     expect((await system.cancel(job.id)).status).toBe(200);
     await system.untilStopped(job.id);
@@ -129,10 +129,8 @@ describe('between the api and Postgres', () => {
     await system.pool.query(
       'CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON scenario_jobs EXECUTE FUNCTION disk_is_full()',
     );
-    expect(await system.cancel(job.id)).toMatchObject(UNAVAILABLE);
-    expect(await system.request('POST', '', { body: { user_email: 'a@b.cd', prompt: 'quick' } })).toMatchObject(
-      UNAVAILABLE,
-    );
+    expectUnavailable(await system.cancel(job.id));
+    expectUnavailable(await system.request('POST', '', { body: { user_email: 'a@b.cd', prompt: 'quick' } }));
     expect(await system.row(job.id)).toMatchObject({ status: 'processing' });
     await system.pool.query('DROP TRIGGER full_disk ON scenario_jobs');
     expect((await system.cancel(job.id)).status).toBe(200);
@@ -310,7 +308,7 @@ describe('Postgres itself', () => {
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ^@ 'scenario-jobs'",
       );
       await eventually('the api is refused', async () => (await system.cancel('j1o2b3i4d5x6')).status === 503);
-      expect(await system.cancel('j1o2b3i4d5x6')).toMatchObject(UNAVAILABLE);
+      expectUnavailable(await system.cancel('j1o2b3i4d5x6'));
       await system.workers[0]!.untilLogged('task ended', job.id);
     } finally {
       await client.query('ALTER ROLE CURRENT_USER LOGIN');
@@ -346,7 +344,7 @@ describe('Postgres itself', () => {
     });
     await full;
     const answer = await system.cancel(job.id);
-    expect(answer).toMatchObject(UNAVAILABLE);
+    expectUnavailable(answer);
     for (const each of hogs) await each.end();
     await eventually('a cancel gets through', async () => (await system.cancel(job.id)).status === 200);
     await system.untilStopped(job.id);

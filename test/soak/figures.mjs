@@ -31,7 +31,8 @@ function outcomeOf({ status, body }) {
 
 function repairOf({ msg, repair }) {
   if (msg === 'reconciler repaired a job') return [repair];
-  return msg === 'requeued a run that this worker does not run' ? ['orphan requeued'] : [];
+  if (msg === 'requeued a run that this worker does not run') return ['orphan_requeued'];
+  return msg === 'confirmed the stop of a run that this worker does not run' ? ['orphan_confirmed'] : [];
 }
 
 /** For each run that lived when its job's cancel was answered, the milliseconds until its process was dead. */

@@ -1,4 +1,4 @@
-// npm run soak: many jobs through real processes while everything that can fail does, and an audit of every one.
+// npm run soak: many jobs through real processes while processes and servers fail, and an audit of every one.
 import { readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -19,8 +19,8 @@ import { World } from './world.mjs';
 const HELP = `Usage: npm run soak -- [--jobs N] [--seed N]
 
 Creates jobs through two apis, runs them on three workers and cancels a tenth of them at random moments, while workers
-and apis are killed and frozen and Redis and Postgres are frozen, restarted, emptied and cut off. Then holds every job
-against what its callers were told.
+are killed and frozen, apis killed, Postgres restarted and cut off, and Redis frozen, restarted and emptied. Then holds
+every job against what its callers were told.
 
   --jobs N  how many; 2000 unless told, four minutes or more
   --seed N  the same jobs, cancels and faults as an earlier run; when exactly each happens is the machine's

@@ -10,7 +10,7 @@ import { root } from '../../scripts/prepare.mjs';
 import { freePort, startPostgres, startRedis } from '../../scripts/servers.mjs';
 import { nodeFlagsOf } from '../../scripts/service.mjs';
 
-export const APIS = 2;
+const APIS = 2;
 export const WORKERS = 3;
 /** The built service, or a copy of it that has been spoiled. */
 const DIST = process.env.SERVICE_DIST ?? join(root, 'dist');

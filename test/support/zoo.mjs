@@ -214,6 +214,7 @@ const species = {
   refused: (_input, { signal }) => fetch('http://localhost:2', { signal }),
   nothing: () => undefined,
   nameless: () => ({ persona: 'nobody' }),
+  blankName: () => ({ name: ' \t' }),
   /** Makes a scenario whose name has as many characters as its second word says. */
   named: (_input, _tools, length) => ({ name: 'x'.repeat(Number(length)) }),
   list: () => ['a list'],

@@ -18,6 +18,7 @@ describe('a task that goes wrong', () => {
   });
   afterAll(() => system.stop());
 
+  const noName = 'The result of the task has no name of 1 to 255 characters, not all of them blank';
   const unable = 'Unable to generate scenario from the provided prompt';
   it.each([
     ['exitEarly', 'TASK_NO_RESULT', 'The task ended without a result'],
@@ -37,8 +38,9 @@ describe('a task that goes wrong', () => {
     ['wordy', 'CONTENT_POLICY_VIOLATION', 'x'.repeat(1000)],
     ['badCode', 'GENERATION_ERROR', 'The prompt is not allowed'],
     ['unstorable', 'CONTENT_POLICY_VIOLATION', 'Not \ufffd allowed'],
-    ['nameless', 'RESULT_INVALID', 'The result of the task has no name of 1 to 255 characters'],
-    ['named 256', 'RESULT_INVALID', 'The result of the task has no name of 1 to 255 characters'],
+    ['nameless', 'RESULT_INVALID', noName],
+    ['named 256', 'RESULT_INVALID', noName],
+    ['blankName', 'RESULT_INVALID', noName],
     ['list', 'RESULT_INVALID', 'The result of the task is not an object'],
     ['nul', 'RESULT_INVALID', 'The result of the task has text that is not valid Unicode'],
     ['nulKey', 'RESULT_INVALID', 'The result of the task has text that is not valid Unicode'],

@@ -9,7 +9,7 @@ import { type CancelMessage, ring } from './doorbell';
 export const QUEUE_NAME = 'scenario-jobs';
 
 /** Longest wait for Redis: whatever the queue does for a caller is only speed, never truth. */
-export const REDIS_LIMIT_MS = 1000;
+const REDIS_LIMIT_MS = 1000;
 
 /**
  * Every job has a priority because BullMQ then keeps it in a sorted set, from which one job is taken out in

@@ -46,7 +46,10 @@ export class CancelJob {
     private readonly metrics: Metrics,
     @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
     @Inject(LOGGER) private readonly logger: Logger,
-  ) {}
+  ) {
+    // An alert on the first that fails needs the nought before it.
+    for (const outcome of ['heard', 'unheard', 'failed']) metrics.doorbells.inc({ outcome }, 0);
+  }
 
   async cancel(key: PresentedKey, jobId: string, idempotencyKey: string | null): Promise<Cancelled> {
     const deadline = performance.now() + LOCKED_LIMIT_MS;

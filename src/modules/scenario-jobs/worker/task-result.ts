@@ -27,7 +27,7 @@ export function parseResult(json: string | undefined): Parsed {
   }
   const { name, ...content } = result as Record<string, unknown>;
   if (typeof name !== 'string' || name.trim() === '' || !isAtMost(name, MAX_NAME)) {
-    return invalid(`The result of the task has no name of 1 to ${MAX_NAME} characters`);
+    return invalid(`The result of the task has no name of 1 to ${MAX_NAME} characters, not all of them blank`);
   }
   if (!storable) return invalid('The result of the task has text that is not valid Unicode');
   return { scenario: { name, slug: slugOf(name), content } };
