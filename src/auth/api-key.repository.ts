@@ -10,7 +10,7 @@ import { type Caller } from './caller';
 type KeyOwner = Caller & { workspaceActive: boolean };
 
 /** A key as its owner may see it: everything but the key. */
-type ListedKey = {
+export type ListedKey = {
   id: string;
   name: string;
   createdAt: Date;
@@ -45,6 +45,12 @@ export class ApiKeyRepository {
     return hashes.map((hash) => owners.get(hash));
   }
 
+  /** The time by the clock that decides when a key expires. */
+  async now(): Promise<Date> {
+    const [{ now }] = await this.database.$queryRaw<[{ now: Date }]>`SELECT now()`;
+    return now;
+  }
+
   /** Makes a key and returns it: the only time that it can be seen. A workspace that is new is created. */
   async create(workspaceSlug: string, name: string, expiresAt: Date | null): Promise<{ id: string; key: string }> {
     const workspace = await this.database.workspace.upsert({
@@ -75,7 +81,7 @@ export class ApiKeyRepository {
   async revoke(id: string): Promise<boolean> {
     const { count } = await this.database.apiKey.updateMany({
       where: { id, revokedAt: null },
-      data: { revokedAt: new Date() },
+      data: { revokedAt: await this.now() },
     });
     return count > 0;
   }
@@ -89,7 +95,7 @@ export class ApiKeyRepository {
     oldEndsAt: Date,
     newExpiresAt?: Date,
   ): Promise<{ id: string; key: string; expiresAt: Date | null } | undefined> {
-    const now = new Date();
+    const now = await this.now();
     const ends = oldEndsAt <= now ? { revokedAt: now } : { expiresAt: oldEndsAt };
     return this.database.$transaction(async (transaction) => {
       const old = await transaction.apiKey.findFirst({ where: { id } });

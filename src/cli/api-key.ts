@@ -1,5 +1,5 @@
 import { parseArgs } from 'node:util';
-import { ApiKeyRepository } from '../auth/api-key.repository';
+import { ApiKeyRepository, type ListedKey } from '../auth/api-key.repository';
 import { SETTINGS } from '../config/settings';
 import { Database } from '../infrastructure/database';
 import { isDatabaseUnavailable, isNotMigrated } from '../infrastructure/database-errors';
@@ -48,10 +48,10 @@ const COMMANDS: Record<string, Command> = {
       const { id, key } = await keys.create(
         workspace,
         checkName(name),
-        expires === undefined ? null : after(expires, '--expires'),
+        expires === undefined ? null : await after(keys, expires, '--expires'),
       );
       note(`Key ${id} of workspace ${workspace}:`);
-      print(key);
+      printKey(id, key);
     },
   },
   list: {
@@ -61,6 +61,7 @@ const COMMANDS: Record<string, Command> = {
       if (workspace !== undefined) checkSlug(workspace);
       const listed = await keys.list(workspace);
       if (listed.length === 0) return note('No keys');
+      const now = await keys.now();
       for (const key of listed) {
         const times = [
           ['created', key.createdAt],
@@ -69,7 +70,7 @@ const COMMANDS: Record<string, Command> = {
           ['rotated', key.rotatedAt],
         ] as const;
         const shown = times.flatMap(([what, time]) => (time ? [`${what} ${time.toISOString()}`] : []));
-        print([key.id, key.workspace.slug, key.name, stateOf(key), ...shown].join('\t'));
+        print([key.id, key.workspace.slug, key.name, stateOf(key, now), ...shown].join('\t'));
       }
     },
   },
@@ -87,13 +88,13 @@ const COMMANDS: Record<string, Command> = {
     async run(keys, { overlap, expires }, id) {
       const created = await keys.rotate(
         id,
-        overlap === undefined ? new Date() : after(overlap, '--overlap'),
-        expires === undefined ? undefined : after(expires, '--expires'),
+        overlap === undefined ? await keys.now() : await after(keys, overlap, '--overlap'),
+        expires === undefined ? undefined : await after(keys, expires, '--expires'),
       );
       if (!created) throw new Failed(`There is no key ${id}, or it is revoked, expired or rotated already`);
       const until = created.expiresAt ? ` until ${created.expiresAt.toISOString()}` : '';
       note(`Key ${created.id} takes the place of ${id}${until}:`);
-      print(created.key);
+      printKey(created.id, created.key);
     },
   },
 };
@@ -172,33 +173,33 @@ function checkName(name: string | undefined): string {
   return name;
 }
 
-function after(time: string, option: string): Date {
+/** So long from now, by the clock of Postgres, which judges it. */
+async function after(keys: ApiKeyRepository, time: string, option: string): Promise<Date> {
   const [, number, unit] = /^(\d{1,6})([mhd])$/.exec(time) ?? [];
   if (!number || !unit || Number(number) === 0)
     throw new WrongUsage(`${option} must be a number and a unit, like 30m, 12h or 90d`);
-  return new Date(Date.now() + Number(number) * (UNITS[unit] ?? 0));
+  return new Date(Number(await keys.now()) + Number(number) * (UNITS[unit] ?? 0));
 }
 
-function stateOf({
-  revokedAt,
-  expiresAt,
-  workspace,
-}: {
-  revokedAt: Date | null;
-  expiresAt: Date | null;
-  workspace: { active: boolean };
-}) {
+function stateOf({ revokedAt, expiresAt, workspace }: ListedKey, now: Date) {
   if (revokedAt) return 'revoked';
-  if (expiresAt && expiresAt <= new Date()) return 'expired';
+  if (expiresAt && expiresAt <= now) return 'expired';
   return workspace.active ? 'active' : 'workspace inactive';
+}
+
+let printedKeyId: string | undefined;
+function printKey(id: string, key: string): void {
+  printedKeyId = id;
+  print(key);
 }
 
 const print = (line: string) => void process.stdout.write(`${line}\n`);
 const note = (line: string) => void process.stderr.write(`${line}\n`);
 
-// Whoever read the list has seen enough.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') note(`Failed: ${error.message}`);
-  process.exit(error.code === 'EPIPE' ? 0 : 1);
+  // Whoever reads a list may have seen enough; a key that nobody has seen is lost.
+  if (error.code === 'EPIPE' && !printedKeyId) process.exit(0);
+  note(`Failed: ${error.message}${printedKeyId ? `; nobody has seen the key, so revoke ${printedKeyId}` : ''}`);
+  process.exit(1);
 });
 void main(process.argv.slice(2)).then((code) => (process.exitCode = code));

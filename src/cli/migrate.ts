@@ -17,12 +17,12 @@ const MIGRATIONS = join(__dirname, '..', '..', 'prisma', 'migrations');
 
 /**
  * How long a migration waits for a table that somebody reads. Meanwhile every other statement on the table waits behind it,
- * those of the running service, too: no longer than they have the patience for.
+ * those of the running service, too. They wait for a connection as well, for two seconds, and `/readyz` for an answer, for one.
  */
-const LOCK_MS = 2000;
+const LOCK_MS = 500;
 /** So long after that, it tries again; the same if another migration is under way. */
 const PAUSE_MS = 3000;
-const LOCK_TRIES = 60;
+const LOCK_TRIES = 100;
 const LOCK_NOT_AVAILABLE = '55P03';
 
 /** As Prisma creates it. */
@@ -40,9 +40,9 @@ const BOOKS = `CREATE TABLE IF NOT EXISTS _prisma_migrations (
 const HELP = `Usage: npm run migrate
 
 Applies the migrations in prisma/migrations that the database does not have yet, each in a transaction of its
-own. Several at once wait for each other, for three minutes at most. Those of a later version are left as they
-are. A table that somebody reads for long, a backup for one, is waited for in short turns, for five minutes, and
-the service goes on meanwhile. The database must exist; DATABASE_URL names it, directly and not through a pooler.
+own. Several at once wait for each other. Those of a later version are left as they are. A table that somebody
+reads for long, a backup for one, is waited for in short turns, and the service goes on meanwhile. No wait is
+longer than some five minutes. The database must exist; DATABASE_URL names it, directly and not through a pooler.
 
 Exit codes: 0 applied or nothing to do, 1 failed, 2 wrong usage.
 `;

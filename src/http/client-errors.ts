@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { STATUS_CODES } from 'node:http';
+import { type ServerResponse, STATUS_CODES } from 'node:http';
 import { type Socket } from 'node:net';
 import { type Logger } from '../infrastructure/logger';
 import { ApiError } from './api-error';
@@ -7,6 +7,11 @@ import { type Connection } from './connections';
 
 /** What Node says of a connection. */
 type ClientError = Error & { code?: string };
+
+const refusals = new WeakMap<ServerResponse, ApiError>();
+
+/** What the caller was told instead of this answer, because the rest of the request did not arrive as it should. */
+export const refusalOf = (response: ServerResponse): ApiError | undefined => refusals.get(response);
 
 /**
  * Node gave up on a connection, on what is no request: answers that in the envelope and closes it. Requests that
@@ -23,12 +28,15 @@ export function refuseConnection(
   connection.refused = true;
   const refuse = () => {
     if (!socket.writable) return void socket.destroy();
-    const { newest } = connection;
-    // The newest request was answered before all of it had arrived: it needs no second answer.
-    if (newest && !newest.req.complete && newest.writableEnded) return void socket.end();
-    const requestId = randomUUID();
     const refusal = describeClientError(error);
-    logger.info({ requestId, status: refusal.status, code: refusal.code }, 'not a request');
+    const begun = connection.newest?.req.complete === false ? connection.newest : undefined;
+    if (begun) {
+      // It was answered before all of it had arrived: it needs no second answer.
+      if (begun.writableEnded) return void socket.end();
+      refusals.set(begun, refusal);
+    }
+    const requestId = begun?.req.id ?? randomUUID();
+    if (!begun) logger.info({ requestId, status: refusal.status, error: refusal.code }, 'not a request');
     socket.end(responseOf(refusal, requestId));
   };
   const earlier = [...connection.unanswered].filter(({ req }) => req.complete);

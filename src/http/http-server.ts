@@ -10,7 +10,7 @@ import { type Caller, type PresentedKey } from '../auth/caller';
 import { type Logger } from '../infrastructure/logger';
 import { type Metrics } from '../infrastructure/metrics';
 import { ApiError } from './api-error';
-import { refuseConnection } from './client-errors';
+import { refusalOf, refuseConnection } from './client-errors';
 import { Connections } from './connections';
 import { sendError, toApiError } from './error.filter';
 import { headerValues } from './header-values';
@@ -60,8 +60,13 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     clientErrorHandler: (error, socket) => refuseConnection(error, socket, connections.get(socket), logger),
     // A request that comes while the server is closed is one more; the answer of Fastify has another shape.
     return503OnClosing: false,
-    frameworkErrors: (error: unknown, request: FastifyRequest, reply: FastifyReply) =>
-      sendError(reply.header('x-request-id', request.id), toApiError(error)),
+    // What has no route has no hooks either.
+    frameworkErrors: (thrown: unknown, request: FastifyRequest, reply: FastifyReply) => {
+      const error = toApiError(thrown);
+      request.logged = { error: error.code };
+      reply.raw.once('close', () => report(request, reply, metrics));
+      sendError(reply.header('x-request-id', request.id), error);
+    },
   });
   const fastify = adapter.getInstance();
   const { server } = fastify;
@@ -166,7 +171,8 @@ async function arrived(request: IncomingMessage, limitMs: number): Promise<void>
 /** Takes over the caller's request id if it is one that can stand in a log line and holds no key, else makes one. */
 function requestId(request: IncomingMessage): string {
   const given = request.headers['x-request-id'];
-  return typeof given === 'string' && REQUEST_ID.test(given) && !holdsApiKey(given) ? given : randomUUID();
+  request.id = typeof given === 'string' && REQUEST_ID.test(given) && !holdsApiKey(given) ? given : randomUUID();
+  return request.id;
 }
 
 /** A path that cannot be decoded is taken literally; it then gets the usual 404. */
@@ -183,22 +189,32 @@ function decodable(url: string): string {
 /** Counts and logs a request that has been answered, or would have been if its caller had waited. */
 function report(request: FastifyRequest, reply: FastifyReply, metrics: Metrics): void {
   const route = request.routeOptions.url ?? 'unmatched';
-  metrics.httpSeconds.observe({ method: request.method, route, status: reply.statusCode }, reply.elapsedTime / 1000);
+  const refusal = refusalOf(reply.raw);
+  const { status } = refusal ?? { status: reply.statusCode };
+  metrics.httpSeconds.observe({ method: request.method, route, status }, reply.elapsedTime / 1000);
   // The lines of probes would bury the others.
-  const level = reply.statusCode >= 500 ? 'error' : PROBES.includes(route) ? 'debug' : 'info';
+  const level = status >= 500 ? 'error' : PROBES.includes(route) ? 'debug' : 'info';
   const caller = request.caller;
   request.log[level](
     {
       method: request.method,
       route,
-      status: reply.statusCode,
+      status,
       ms: Math.round(reply.elapsedTime * 100) / 100,
-      ...(!reply.raw.writableFinished && { unread: true }),
+      ...(!reply.raw.writableFinished && !refusal && { unread: true }),
       ...(caller && { workspaceId: caller.workspaceId, keyId: caller.keyId }),
       ...request.logged,
+      ...(refusal && { error: refusal.code }),
     },
     'request',
   );
+}
+
+declare module 'http' {
+  interface IncomingMessage {
+    /** Of a request, from when its headers have been read. */
+    id?: string;
+  }
 }
 
 declare module 'fastify' {

@@ -110,6 +110,32 @@ describe('api-key', () => {
     expect({ code, err }).toEqual({ code: 0, err: '' });
   });
 
+  it('create and rotate fail when nobody has seen the key', async () => {
+    const { keyId } = await newKey('unseen');
+    for (const args of [
+      ['rotate', keyId],
+      ['create', '--workspace', 'unseen', '--name', 'unseen'],
+    ]) {
+      const child = spawn(process.execPath, [program('api-key'), ...args], {
+        env: { PATH: process.env.PATH, DATABASE_URL: system.settings.DATABASE_URL },
+      });
+      child.stdout.destroy();
+      let err = '';
+      child.stderr.on('data', (chunk) => (err += String(chunk)));
+      const [code] = (await once(child, 'close')) as [number];
+      const { id } = (await named('unseen')).at(-1)!;
+      expect({ code, err }).toEqual({ code: 1, err: expect.stringContaining(`revoke ${id}`) });
+    }
+  });
+
+  it('goes by the clock of Postgres', async () => {
+    const anHourBehind = '--import=data:text/javascript,const%20now=Date.now;Date.now=()=>now()-3600000';
+    const { out } = run('api-key', ['create', '--workspace', 'clocks', '--name', 'clocks', '--expires', '30m'], {
+      NODE_OPTIONS: anHourBehind,
+    });
+    expect(await works(out)).toBe(true);
+  });
+
   it('rotate lets the old key end after the overlap, and the new one when the old one would have', async () => {
     const ends = inHours(90 * 24);
     const { key, keyId } = await newKey('overlapped', { expiresAt: ends });
@@ -226,8 +252,9 @@ describe('migrate', () => {
         );
         return rows.length > 0;
       });
-      // Behind the migration, until that gives up.
-      await system.pool.query('SELECT FROM scenario_jobs LIMIT 1');
+      // More than there are connections, and behind the migration, until that gives up.
+      const answers = await Promise.all(Array.from({ length: 40 }, () => system.request('GET', '/j1o2b3i4d5x6')));
+      expect(answers.map(({ status }) => status)).toEqual(Array(40).fill(404));
     } finally {
       await reader.query('COMMIT');
       reader.release();
