@@ -202,7 +202,7 @@ describe('a database with a time zone and a style of dates of its own', () => {
     await other.pool.query(`ALTER DATABASE ${name} SET datestyle = 'SQL, DMY'`);
     // An option of its own in the URL counts as well.
     const database = other.prisma('?options=-c%20work_mem%3D5MB');
-    const { job } = await new JobRepository(database).create(other.workspace.id, newJob);
+    const { job } = (await new JobRepository(database).create(other.workspace.id, newJob))!;
     expect(Math.abs(Number(job.createdAt) - Date.now())).toBeLessThan(HOUR_MS / 2);
     const { id } = await new ApiKeyRepository(database).create('acme', 'ci', new Date(Date.now() + HOUR_MS));
     const { rows } = await other.pool.query<{ left: number }>(

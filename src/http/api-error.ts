@@ -44,7 +44,7 @@ export const API_ERRORS = {
     status: 503,
     type: 'service_unavailable',
     about:
-      'Postgres is unavailable or too slow, or the row of the job is locked; try again after `Retry-After` seconds.',
+      'Postgres is unavailable or too slow, or a row that the request needs is locked; try again after `Retry-After` seconds.',
   },
 } as const;
 

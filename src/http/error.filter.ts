@@ -1,7 +1,7 @@
 import { type ArgumentsHost, Catch, type ExceptionFilter, HttpException, NotFoundException } from '@nestjs/common';
 import { type FastifyReply, type FastifyRequest } from 'fastify';
 import { isDatabaseUnavailable } from '../infrastructure/database-errors';
-import { JobBusy, JobNotCancellable, JobNotFound, ScenarioNotFound } from '../modules/scenario-jobs/job.errors';
+import { JobNotCancellable, JobNotFound, RowLocked, ScenarioNotFound } from '../modules/scenario-jobs/job.errors';
 import { ApiError } from './api-error';
 
 /** Seconds after which a caller may expect Postgres back; long enough for a restart. */
@@ -57,7 +57,7 @@ export function toApiError(thrown: unknown): ApiError {
   // Checked first: a caller's broken connection has the same code as a broken one to Postgres.
   const refused = fromFramework(thrown);
   if (refused) return refused;
-  if (thrown instanceof JobBusy || isDatabaseUnavailable(thrown) || isHandlerTimeout(thrown)) {
+  if (thrown instanceof RowLocked || isDatabaseUnavailable(thrown) || isHandlerTimeout(thrown)) {
     return new ApiError('service_unavailable', 'The service is temporarily unavailable, please try again', {
       'retry-after': String(RETRY_AFTER_S),
     });
@@ -66,7 +66,7 @@ export function toApiError(thrown: unknown): ApiError {
 }
 
 function whyUnavailable(thrown: unknown): string {
-  if (thrown instanceof JobBusy) return 'row locked';
+  if (thrown instanceof RowLocked) return 'row locked';
   return isHandlerTimeout(thrown) ? 'request took too long' : 'postgres unavailable';
 }
 

@@ -31,6 +31,48 @@ describe('POST of a job', () => {
     });
   });
 
+  it('lets nobody wait for one whose workspace somebody has locked', async () => {
+    const other = await system.createWorkspace();
+    const { id } = await system.create('quick');
+    let waiting: ReturnType<typeof post>[] = [];
+    let answered = false;
+    await system.lockRow(
+      other.workspace.id,
+      async () => {
+        // More than the api has connections.
+        waiting = Array.from({ length: 30 }, (_, index) =>
+          post({ ...good, request_id: `locked ${index % 20}` }, { authorization: `Bearer ${other.key}` }).finally(
+            () => (answered = true),
+          ),
+        );
+        expect((await post(good)).status).toBe(201);
+        expect((await system.cancel(id)).status).toBe(200);
+        expect(answered).toBe(false);
+      },
+      'workspaces',
+    );
+    const statuses = (await Promise.all(waiting)).map(({ status }) => status).sort();
+    expect(statuses).toEqual([...Array<number>(10).fill(200), ...Array<number>(20).fill(201)]);
+  });
+
+  it('gives up a workspace that stays locked', async () => {
+    const other = await system.createWorkspace();
+    const headers = { authorization: `Bearer ${other.key}`, 'x-request-id': 'workspace-locked' };
+    await system.lockRow(
+      other.workspace.id,
+      async () => {
+        expect(await post(good, headers)).toMatchObject({
+          status: 503,
+          body: { error: { code: 'service_unavailable' } },
+        });
+      },
+      'workspaces',
+    );
+    const { requestId } = await system.api.untilLogged('row locked');
+    expect(requestId).toBe('workspace-locked');
+    expect((await post(good, headers)).status).toBe(201);
+  });
+
   it('gives the queue its id and a priority, and nothing private', async () => {
     const { id } = await system.create('a secret prompt', { user_email: 'secret@example.com', context: 'secret' });
     const keys = `${system.settings.QUEUE_PREFIX}:scenario-jobs`;

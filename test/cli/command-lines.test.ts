@@ -253,8 +253,9 @@ describe('migrate', () => {
         return rows.length > 0;
       });
       // More than there are connections, and behind the migration, until that gives up.
-      const answers = await Promise.all(Array.from({ length: 40 }, () => system.request('GET', '/j1o2b3i4d5x6')));
-      expect(answers.map(({ status }) => status)).toEqual(Array(40).fill(404));
+      const body = { user_email: 'ada@example.com', prompt: 'quick' };
+      const answers = await Promise.all(Array.from({ length: 40 }, () => system.request('POST', '', { body })));
+      expect(answers.map(({ status }) => status)).toEqual(Array(40).fill(201));
     } finally {
       await reader.query('COMMIT');
       reader.release();

@@ -40,7 +40,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
   /** A job that no queue knows, so that only this test moves it. */
   const newJob = async () => {
     const job = { userEmail: 'ada@example.com', prompt: 'race', context: null, scenarioSlug: null, requestId: null };
-    return (await jobs.create(system.workspace.id, job)).job.id;
+    return (await jobs.create(system.workspace.id, job))!.job.id;
   };
   const newRun = async (): Promise<NewRun> => {
     const run = new ActiveRun(await newJob());

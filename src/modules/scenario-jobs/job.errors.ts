@@ -17,10 +17,10 @@ export class JobNotCancellable extends Error {
   }
 }
 
-/** Somebody has the job's row locked and does not let go. */
-export class JobBusy extends Error {
-  constructor(readonly jobId: string) {
-    super(`The row of job ${jobId} is locked`);
+/** Somebody has a row locked that the request needs, and does not let go. */
+export class RowLocked extends Error {
+  constructor(whose: string) {
+    super(`The row of ${whose} is locked`);
   }
 }
 

@@ -179,18 +179,19 @@ export class JobRepository {
 
   /**
    * Inserts a queued job. When the workspace already has a job with this `requestId`, whatever its status,
-   * inserts nothing and returns that one with `isNew: false`.
+   * inserts nothing and returns that one with `isNew: false`. Nor does it wait for the workspace's row, which a job refers
+   * to: nothing is inserted, and nothing returned, when somebody has locked that.
    */
-  async create(workspaceId: string, job: NewJob): Promise<{ job: JobRow; isNew: boolean }> {
+  async create(workspaceId: string, job: NewJob): Promise<{ job: JobRow; isNew: boolean } | undefined> {
     const inserted = await this.database.$queryRaw<JobRow[]>`
+      WITH w AS MATERIALIZED (SELECT id FROM workspaces WHERE id = ${workspaceId} FOR KEY SHARE SKIP LOCKED)
       INSERT INTO scenario_jobs AS j (id, workspace_id, user_email, prompt, context, scenario_slug, request_id)
-      VALUES (${newId()}, ${workspaceId}, ${job.userEmail}, ${job.prompt}, ${job.context}, ${job.scenarioSlug}, ${job.requestId})
+      SELECT ${newId()}, w.id, ${job.userEmail}, ${job.prompt}, ${job.context}, ${job.scenarioSlug}, ${job.requestId} FROM w
       ON CONFLICT (workspace_id, request_id) DO NOTHING
       RETURNING ${JOB}, ${NO_SCENARIO}`;
     if (inserted[0]) return { job: inserted[0], isNew: true };
-    const existing = await this.findByRequestId(workspaceId, job.requestId as string);
-    if (!existing) throw new Error('a job with this request_id vanished while it was looked up');
-    return { job: existing, isNew: false };
+    const existing = job.requestId !== null && (await this.findByRequestId(workspaceId, job.requestId));
+    return existing ? { job: existing, isNew: false } : undefined;
   }
 
   async findByRequestId(workspaceId: string, requestId: string): Promise<JobRow | undefined> {

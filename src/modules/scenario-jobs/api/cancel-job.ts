@@ -1,4 +1,4 @@
-import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { type Caller, type PresentedKey } from '../../../auth/caller';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
@@ -7,15 +7,9 @@ import { Metrics } from '../../../infrastructure/metrics';
 import { cancelChannel } from '../doorbell';
 import { JobQueue } from '../job-queue';
 import { type CancelledJob, JobRepository, type JobRow } from '../job.repository';
-import { JobBusy, JobNotCancellable, JobNotFound } from '../job.errors';
+import { JobNotCancellable, JobNotFound, RowLocked } from '../job.errors';
 import { isCancellable } from '../job-status';
-
-/** How soon a job whose row is locked is asked for again: nothing of ours locks one for longer than a statement. */
-const LOCKED_AGAIN_MS = 10;
-/** The wait doubles up to this: then somebody else has locked it. */
-const LOCKED_AGAIN_MOST_MS = 160;
-/** How long that goes on. No connection to Postgres is held meanwhile, so that others are not kept from theirs. */
-const LOCKED_LIMIT_MS = 4000;
+import { untilUnlocked } from './until-unlocked';
 
 /** What a cancel found and did, and for whom. */
 export type Cancelled = {
@@ -52,18 +46,14 @@ export class CancelJob {
   }
 
   async cancel(key: PresentedKey, jobId: string, idempotencyKey: string | null): Promise<Cancelled> {
-    const deadline = performance.now() + LOCKED_LIMIT_MS;
-    for (let waitMs = LOCKED_AGAIN_MS; ; waitMs = Math.min(2 * waitMs, LOCKED_AGAIN_MOST_MS)) {
+    const answer = await untilUnlocked(async () => {
       const cancelled = await this.jobs.cancel({ keyHash: key.hash, jobId, idempotencyKey });
-      if (cancelled) {
-        key.belongsTo(cancelled.caller);
-        return this.deliver(cancelled);
-      }
-      const explained = await this.explain(key, jobId, idempotencyKey);
-      if (explained) return explained;
-      if (performance.now() > deadline) throw new JobBusy(jobId);
-      await sleep(waitMs);
-    }
+      if (!cancelled) return this.explain(key, jobId, idempotencyKey);
+      key.belongsTo(cancelled.caller);
+      return this.deliver(cancelled);
+    });
+    if (!answer) throw new RowLocked(`job ${jobId}`);
+    return answer;
   }
 
   /**

@@ -2,8 +2,9 @@ import { Inject, Injectable } from '@nestjs/common';
 import { type Caller } from '../../../auth/caller';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { JobQueue } from '../job-queue';
-import { ScenarioNotFound } from '../job.errors';
+import { RowLocked, ScenarioNotFound } from '../job.errors';
 import { JobRepository, type JobRow, type NewJob } from '../job.repository';
+import { untilUnlocked } from './until-unlocked';
 import { type CheckedBody } from './validate-create-job';
 
 /**
@@ -28,7 +29,8 @@ export class CreateJob {
     if (job.scenarioSlug !== null && !(await this.jobs.scenarioExists(workspaceId, job.scenarioSlug))) {
       throw new ScenarioNotFound(job.scenarioSlug);
     }
-    const created = await this.jobs.create(workspaceId, job);
+    const created = await untilUnlocked(() => this.jobs.create(workspaceId, job));
+    if (!created) throw new RowLocked(`workspace ${workspaceId}`);
     if (created.isNew) await this.enqueue(created.job.id);
     return created;
   }

@@ -1,0 +1,18 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+
+/** How soon a row that is locked is asked for again: nothing of ours locks one for longer than a statement. */
+const AGAIN_MS = 10;
+/** The wait doubles up to this: then somebody else has locked it. */
+const AGAIN_MOST_MS = 160;
+/** How long that goes on. No connection to Postgres is held meanwhile, so that others are not kept from theirs. */
+const LIMIT_MS = 4000;
+
+/** Tries until there is a result; nothing when a row that is needed stays locked. */
+export async function untilUnlocked<Result>(attempt: () => Promise<Result | undefined>): Promise<Result | undefined> {
+  const deadline = performance.now() + LIMIT_MS;
+  for (let waitMs = AGAIN_MS; ; waitMs = Math.min(2 * waitMs, AGAIN_MOST_MS)) {
+    const result = await attempt();
+    if (result !== undefined || performance.now() > deadline) return result;
+    await sleep(waitMs);
+  }
+}
