@@ -8,6 +8,8 @@ import { isDatabaseUnavailable } from '../src/infrastructure/database-errors';
 import { newId } from '../src/infrastructure/ids';
 import { isTerminal, JOB_STATUSES, type JobStatus, TRANSITIONS } from '../src/modules/scenario-jobs/job-status';
 import { JobRepository } from '../src/modules/scenario-jobs/job.repository';
+import { eventually } from './support/eventually';
+import { TcpProxy } from './support/tcp-proxy';
 import { TestDatabase } from './support/test-database';
 
 let own: TestDatabase;
@@ -188,6 +190,41 @@ describe('the database refuses', () => {
     await move(id, 'cancelled');
     await update(id, `stopped_at = now(), stopped_how = 'graceful'`);
     await expect(update(id, `stopped_how = 'killed'`)).rejects.toThrow(/can no longer change/);
+  });
+});
+
+describe('a connection that Postgres ends', () => {
+  it('right behind its greeting fails the transaction that it was for, and nothing else', async () => {
+    const proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
+    const other = await TestDatabase.create();
+    // Whatever follows within so long arrives together with what it follows.
+    let until = 0;
+    proxy.slow(() => {
+      if (performance.now() < until) return 0;
+      until = performance.now() + 300;
+      return 300;
+    });
+    try {
+      const database = other.prisma('', proxy.through(other.url));
+      const asked = database
+        .$transaction((transaction) => transaction.$queryRaw`SELECT 1`)
+        .catch((error: unknown) => error);
+      await eventually('it has logged in, and is ended', async () => {
+        const { rows } = await other.pool.query(
+          `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+           WHERE datname = current_database() AND application_name = 'scenario-jobs ${process.pid}'`,
+        );
+        return rows.length > 0;
+      });
+      expect(isDatabaseUnavailable(await asked)).toBe(true);
+      proxy.clear();
+      expect(await database.$transaction((transaction) => transaction.$queryRaw`SELECT 1 AS one`)).toEqual([
+        { one: 1 },
+      ]);
+    } finally {
+      await other.close();
+      await proxy.stop();
+    }
   });
 });
 

@@ -9,7 +9,7 @@ export const DIST = process.env.SERVICE_DIST ?? join(__dirname, '../../dist');
 
 export type LogLine = Record<string, unknown> & { msg?: string; jobId?: string; runId?: string };
 
-/** An api or a worker as it is shipped: the built program in a process of its own. */
+/** An api or a worker: the built program in a process of its own. */
 export class ServiceProcess {
   readonly logs: LogLine[] = [];
   /** What was printed that is not a log line. */

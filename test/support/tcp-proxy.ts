@@ -103,9 +103,10 @@ export class TcpProxy {
     void connection.closed.finally(() => this.connections.delete(connection));
     this.carry(connection, client, server, (chunk) => this.spring(connection, chunk));
     this.carry(connection, server, client, () => connection.takeAnswered());
+    client.on('close', () => server.destroy());
   }
 
-  /** Carries what `from` sends to `to`, in order. */
+  /** Carries what `from` sends to `to`, in order, and then its end. */
   private carry(connection: Connection, from: Socket, to: Socket, springs: (chunk: Buffer) => Trap | undefined): void {
     let before = Promise.resolve();
     from.on('data', (chunk: Buffer) => {
@@ -119,6 +120,7 @@ export class TcpProxy {
         if (!connection.dead && to.writable) to.write(chunk);
       });
     });
+    from.on('close', () => void before.then(() => !connection.dead && to.destroy()));
   }
 
   private spring(connection: Connection, chunk: Buffer): Trap | undefined {
@@ -155,10 +157,6 @@ class Connection {
       socket.on('error', () => undefined);
     }
     this.closed = Promise.all([client, server].map((socket) => new Promise((closed) => socket.on('close', closed))));
-    client.on('close', () => server.destroy());
-    server.on('close', () => {
-      if (!this.dead) client.destroy();
-    });
   }
 
   takeAnswered(): Trap | undefined {

@@ -68,8 +68,8 @@ export class TestDatabase {
   }
 
   /** It as the service's own code uses it, by a URL with that at its end. Closed by `close`, if not before. */
-  prisma(query = ''): Database {
-    const settings = parseSettings({ DATABASE_URL: this.url + query, REDIS_URL: process.env.TEST_REDIS_URL! });
+  prisma(query = '', url = this.url): Database {
+    const settings = parseSettings({ DATABASE_URL: url + query, REDIS_URL: process.env.TEST_REDIS_URL! });
     const database = new Database(settings, pino({ level: 'silent' }));
     this.opened.push(database);
     return database;

@@ -33,6 +33,8 @@ const INHERITED = [
 const READY_WITHIN_MS = 60_000;
 /** A task that has reported has nothing left to do but to end. */
 const EXIT_WITHIN_MS = 1000;
+/** How soon the system tells the end of a process that is dead. */
+const END_SEEN_WITHIN_MS = 1000;
 /** When the whole tree is dead all that it has said can be read at once. */
 const READ_WITHIN_MS = 200;
 const MAX_LINE = 4096;
@@ -179,7 +181,8 @@ export class TaskProcess {
     if (!this.signal('SIGKILL', 'killed')) return;
     // What has left the group too, not only when the task is gone: something that traces it can keep it from that.
     killTrees([this.tree]).then(
-      (survivors) => survivors.length > 0 && this.giveUp({ survivors }),
+      // The end of one that is dead is not waited for without a limit, either: a debugger can keep it to itself.
+      (survivors) => void setTimeout(() => this.giveUp({ survivors }), survivors.length > 0 ? 0 : END_SEEN_WITHIN_MS),
       () => undefined,
     );
   }
