@@ -1,0 +1,7 @@
+// With `node --import`: collects all garbage whenever SIGUSR2 comes, so that what is left is in use.
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+
+setFlagsFromString('--expose-gc');
+const collect = runInNewContext('gc');
+process.on('SIGUSR2', () => collect());
