@@ -1,12 +1,14 @@
 /**
  * The watchdog of one worker process: kills the process trees of its tasks when the worker is gone, at once, or
- * silent for longer than the milliseconds in its one argument. See modules/scenario-jobs/worker/watchdog.ts.
+ * silent for longer than the milliseconds in its first argument. The second has those that run already, as JSON. See
+ * modules/scenario-jobs/worker/watchdog.ts.
  */
 import { killTrees, type ProcessTree } from './modules/scenario-jobs/worker/process-tree';
 import { type FromWatchdog, HEARTBEAT_MS, type ToWatchdog } from './modules/scenario-jobs/worker/watchdog-messages';
 
-const patience = Math.max(1, Math.round(Number(process.argv[2]) / HEARTBEAT_MS));
-const trees = new Map<string, ProcessTree>();
+const [, , watchdogMs, running = '[]'] = process.argv;
+const patience = Math.max(1, Math.round(Number(watchdogMs) / HEARTBEAT_MS));
+const trees = new Map((JSON.parse(running) as ProcessTree[]).map((tree) => [tree.runId, tree]));
 /** Counted in our own ticks, not by the clock: a machine that slept as a whole has frozen us both. */
 let silentTicks = 0;
 /** Resolves when every tree that was to be killed is dead. */

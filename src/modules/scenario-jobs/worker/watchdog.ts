@@ -81,7 +81,9 @@ export class Watchdog {
   }
 
   private fork(): ChildProcess {
-    return fork(join(__dirname, '../../../main.watchdog.js'), [String(this.settings.WATCHDOG_MS)], {
+    // What it has to watch it knows from birth: this worker may be dead before it can tell.
+    const args = [String(this.settings.WATCHDOG_MS), JSON.stringify([...this.trees.values()])];
+    return fork(join(__dirname, '../../../main.watchdog.js'), args, {
       // A group of its own: what ends the worker, Ctrl-C say, must not end the watchdog first.
       detached: true,
       stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
@@ -107,7 +109,6 @@ export class Watchdog {
     child.on('exit', (code, signal) => {
       if (this.child === child) this.launchAgain({ code, signal });
     });
-    for (const tree of this.trees.values()) this.send({ kind: 'watch', tree });
   }
 
   private send(message: ToWatchdog): void {
