@@ -74,24 +74,16 @@ const species = {
   /** Computes without yielding. */
   spin,
   /** Ignores SIGTERM, and yields. */
-  stubborn: () => {
-    process.on('SIGTERM', () => say('ignored SIGTERM'));
-    return forever();
-  },
+  stubborn: forever,
   /** Ignores SIGTERM, and computes without yielding. */
-  stubbornSpin: () => {
-    process.on('SIGTERM', () => undefined);
-    spin();
-  },
+  stubbornSpin: spin,
   /** Acknowledges again and again, and ignores SIGTERM. */
   nodding: () => {
-    process.on('SIGTERM', () => undefined);
     setInterval(() => tell({ kind: 'acknowledged' }), 100);
     return forever();
   },
   /** Waits without yielding for a child, until SIGTERM ends that; ignores SIGTERM itself, and only then acknowledges. */
   belated: () => {
-    process.on('SIGTERM', () => undefined);
     spawnSync('sleep', ['1000']);
     return forever();
   },
@@ -317,8 +309,17 @@ const species = {
   input: (input) => ({ name: 'Input', input }),
 };
 
+/** What these do on SIGTERM, from before they say that they run. */
+const onSigterm = {
+  stubborn: () => say('ignored SIGTERM'),
+  stubbornSpin: () => undefined,
+  nodding: () => undefined,
+  belated: () => undefined,
+};
+
 export default async function zoo(input, tools) {
   const [kind, argument] = input.prompt.split(' ');
+  if (Object.hasOwn(onSigterm, kind)) process.on('SIGTERM', onSigterm[kind]);
   say(`running ${process.pid}`);
   if (!Object.hasOwn(species, kind)) throw new Error(`unknown species ${kind}`);
   return species[kind](input, tools, argument);
