@@ -6,9 +6,9 @@
 import { killTrees, type ProcessTree } from './modules/scenario-jobs/worker/process-tree';
 import { type FromWatchdog, HEARTBEAT_MS, type ToWatchdog } from './modules/scenario-jobs/worker/watchdog-messages';
 
-const [, , watchdogMs, running = '[]'] = process.argv;
+const [, , watchdogMs, running] = process.argv;
 const patience = Math.max(1, Math.round(Number(watchdogMs) / HEARTBEAT_MS));
-const trees = new Map((JSON.parse(running) as ProcessTree[]).map((tree) => [tree.runId, tree]));
+const trees = new Map((JSON.parse(running as string) as ProcessTree[]).map((tree) => [tree.runId, tree]));
 /** Counted in our own ticks, not by the clock: a machine that slept as a whole has frozen us both. */
 let silentTicks = 0;
 /** Resolves when every tree that was to be killed is dead. */

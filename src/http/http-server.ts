@@ -190,7 +190,7 @@ function decodable(url: string): string {
 function report(request: FastifyRequest, reply: FastifyReply, metrics: Metrics): void {
   const route = request.routeOptions.url ?? 'unmatched';
   const refusal = refusalOf(reply.raw);
-  const { status } = refusal ?? { status: reply.statusCode };
+  const status = refusal?.status ?? reply.statusCode;
   metrics.httpSeconds.observe({ method: request.method, route, status }, reply.elapsedTime / 1000);
   // The lines of probes would bury the others.
   const level = status >= 500 ? 'error' : PROBES.includes(route) ? 'debug' : 'info';

@@ -293,13 +293,15 @@ describe('the log', () => {
     expect(lines).toEqual([expect.objectContaining({ status: 200, outcome: 'cancelled', unread: true })]);
   });
 
+  const headOfCreate = () =>
+    `POST /rest/v1/scenario-studio/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${system.key}\r\n`;
+
   it.each([
     ['breaks off in the middle', 'Transfer-Encoding: chunked\r\n\r\nzz\r\n', 400, 'malformed_request'],
     ['does not arrive in time', 'Content-Length: 100\r\n\r\n{"a"', 408, 'request_timeout'],
   ])('has a request that %s as its caller was told', async (what, rest, status, code) => {
     const id = what.replaceAll(' ', '-');
-    const head = `POST /rest/v1/scenario-studio/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${system.key}\r\n`;
-    const answer = parseAnswer(await rawHttp(system.api.url!, `${head}X-Request-Id: ${id}\r\n${rest}`));
+    const answer = parseAnswer(await rawHttp(system.api.url!, `${headOfCreate()}X-Request-Id: ${id}\r\n${rest}`));
     expect(answer).toMatchObject({ status, body: { error: { code } } });
     expect(answer.headers).toContain(`x-request-id: ${id}`);
     const lines = await eventually('its line', async () => {
@@ -311,9 +313,8 @@ describe('the log', () => {
   });
 
   it('does not take a caller that breaks off for a Postgres that does', async () => {
-    const head = `POST /rest/v1/scenario-studio/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${system.key}\r\n`;
     const more = 'Content-Type: application/json\r\nX-Request-Id: r-broken\r\nTransfer-Encoding: chunked\r\n\r\nzz';
-    await rawHttp(system.api.url!, `${head}${more}\r\n`);
+    await rawHttp(system.api.url!, `${headOfCreate()}${more}\r\n`);
     expect((await system.apiLog()).map(({ msg }) => msg)).not.toContain('postgres unavailable');
   });
 

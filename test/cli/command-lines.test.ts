@@ -26,6 +26,17 @@ function run(name: 'api-key' | 'migrate', args: string[], environment: Record<st
 }
 
 const keys = (...args: string[]) => run('api-key', args);
+/** `api-key` whose output nobody reads. */
+async function unread(...args: string[]) {
+  const child = spawn(process.execPath, [program('api-key'), ...args], {
+    env: { PATH: process.env.PATH, DATABASE_URL: system.settings.DATABASE_URL },
+  });
+  child.stdout.destroy();
+  let err = '';
+  child.stderr.on('data', (chunk) => (err += String(chunk)));
+  const [code] = (await once(child, 'close')) as [number];
+  return { code, err };
+}
 const works = async (key: string) => {
   const { status } = await system.request('GET', '/j1o2b3i4d5x6', { headers: { authorization: `Bearer ${key}` } });
   return status === 404;
@@ -100,14 +111,7 @@ describe('api-key', () => {
   });
 
   it('ends without a word when nobody reads on', async () => {
-    const child = spawn(process.execPath, [program('api-key'), 'list'], {
-      env: { PATH: process.env.PATH, DATABASE_URL: system.settings.DATABASE_URL },
-    });
-    child.stdout.destroy();
-    let err = '';
-    child.stderr.on('data', (chunk) => (err += String(chunk)));
-    const [code] = (await once(child, 'close')) as [number];
-    expect({ code, err }).toEqual({ code: 0, err: '' });
+    expect(await unread('list')).toEqual({ code: 0, err: '' });
   });
 
   it('create and rotate fail when nobody has seen the key', async () => {
@@ -116,15 +120,9 @@ describe('api-key', () => {
       ['rotate', keyId],
       ['create', '--workspace', 'unseen', '--name', 'unseen'],
     ]) {
-      const child = spawn(process.execPath, [program('api-key'), ...args], {
-        env: { PATH: process.env.PATH, DATABASE_URL: system.settings.DATABASE_URL },
-      });
-      child.stdout.destroy();
-      let err = '';
-      child.stderr.on('data', (chunk) => (err += String(chunk)));
-      const [code] = (await once(child, 'close')) as [number];
+      const ended = await unread(...args);
       const { id } = (await named('unseen')).at(-1)!;
-      expect({ code, err }).toEqual({ code: 1, err: expect.stringContaining(`revoke ${id}`) });
+      expect(ended).toEqual({ code: 1, err: expect.stringContaining(`revoke ${id}`) });
     }
   });
 

@@ -205,7 +205,7 @@ describe('a watchdog', () => {
   let watchdog: ChildProcess;
   let tasks: ChildProcess[];
   const start = (count: number, environment: NodeJS.ProcessEnv = {}) => {
-    watchdog = fork(join(DIST, 'main.watchdog.js'), ['600000'], {
+    watchdog = fork(join(DIST, 'main.watchdog.js'), ['600000', '[]'], {
       env: {},
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
       execArgv: ['--max-old-space-size=32'],
