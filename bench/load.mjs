@@ -56,25 +56,32 @@ function textOf({ method, key, body, port }, path) {
   return `${headers.join('\r\n')}\r\n\r\n${body ?? ''}`;
 }
 
-/** Sends one request for each path and measures. Throws unless every answer is the expected one. */
-async function load({ port, concurrency, paths, expect, ...request }) {
+/**
+ * Sends one request for each path, and measures all but the first `lead`. Throws unless every answer is the expected one.
+ */
+async function load({ port, concurrency, paths, lead = 0, expect, ...request }) {
   const texts = paths.map((path) => textOf({ ...request, port }, path));
   const connections = await connectionsTo(port, concurrency);
-  const milliseconds = new Float64Array(texts.length);
   const wrong = [];
-  let next = 0;
+  const sendAll = async (some) => {
+    const milliseconds = new Float64Array(some.length);
+    let next = 0;
+    const work = async (connection) => {
+      while (next < some.length) {
+        const index = next++;
+        const sent = performance.now();
+        const { status, body } = await connection.request(some[index]);
+        milliseconds[index] = performance.now() - sent;
+        if (status !== expect.status || !body.includes(expect.body)) wrong.push(`${status} ${body}`);
+      }
+    };
+    await Promise.all(connections.map(work));
+    return milliseconds;
+  };
+  await sendAll(texts.slice(0, lead));
   const cpu = process.cpuUsage();
   const began = performance.now();
-  const work = async (connection) => {
-    while (next < texts.length) {
-      const index = next++;
-      const sent = performance.now();
-      const { status, body } = await connection.request(texts[index]);
-      milliseconds[index] = performance.now() - sent;
-      if (status !== expect.status || !body.includes(expect.body)) wrong.push(`${status} ${body}`);
-    }
-  };
-  await Promise.all(connections.map(work));
+  const milliseconds = await sendAll(texts.slice(lead));
   const elapsed = performance.now() - began;
   const { user, system } = process.cpuUsage(cpu);
   if (wrong.length > 0) throw new Error(`${wrong.length} of ${texts.length} answers were wrong, such as: ${wrong[0]}`);

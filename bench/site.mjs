@@ -82,10 +82,13 @@ export async function addEntries(queue, ids, opts = ENTRY) {
   }
 }
 
-/** One measurement: cancels the jobs over HTTP. `server` is the api or the floor. Fails unless each got its 200. */
-export function cancelAll(load, site, server, ids, concurrency) {
+/**
+ * One measurement: cancels the jobs over HTTP, the first `lead` of them unmeasured. `server` is the api or the floor. Fails
+ * unless each got its 200.
+ */
+export function cancelAll(load, site, server, ids, concurrency, lead) {
   const expect = { status: 200, body: '"status":"cancelled"' };
-  return send(load, site, server, { method: 'DELETE', paths: pathsOf(ids), concurrency, expect });
+  return send(load, site, server, { method: 'DELETE', paths: pathsOf(ids), concurrency, lead, expect });
 }
 
 export function createMany(load, site, server, count, concurrency) {

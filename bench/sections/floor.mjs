@@ -9,6 +9,8 @@ const FULL = { 1: 450, 16: 1000, 64: 2000 };
 const QUICK = { 1: 80, 16: 200, 64: 400 };
 /** Not measured: after so many every new connection to Postgres has its plans. */
 const FIRST = { 1: 50, 16: 200, 64: 200 };
+/** Nor are so many of each turn, and as many more as come at once: see `about`. */
+const LEAD = 20;
 /** The servers have noticed by then that their connections are gone. */
 const NOTICE_MS = 50;
 /** One at a time both sides do nearly the same, and chance would decide: so many times the rounds. */
@@ -25,7 +27,8 @@ prepared statements and BullMQ's own script, and nothing else: no validation, no
 not do that the service does: look the key up in the statement that cancels, share commits, and answer without
 waiting for Redis. Node has the same flags for both. In every round both have new connections to
 Postgres: two with the same plans can differ by a tenth of a cancel for as long as they live. At concurrency 1 there are
-${MORE_ROUNDS_AT_1} times as many rounds. The full run ends with the first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither
+${MORE_ROUNDS_AT_1} times as many rounds. The first ${LEAD} of a turn, and as many more as come at once, are not measured: while the other side had its turn,
+each has gone cold, and two in a hundred that are slow for that alone would be the p99. What that costs has a measurement of its own: the full run ends with the first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither
 was asked for anything: an API to cancel jobs has many.`;
 
 export async function measure({ stage, load, rounds, quick, say }) {
@@ -53,6 +56,7 @@ export async function measure({ stage, load, rounds, quick, say }) {
         make: make[from],
         rounds: concurrency === '1' ? MORE_ROUNDS_AT_1 * rounds : rounds,
         count,
+        lead: LEAD + Number(concurrency),
         concurrency: Number(concurrency),
         before: () => renewConnections({ load, site, floor, make: make[from], concurrency: Number(concurrency) }),
         say: (where) => say(`floor: ${from}, concurrency ${concurrency}, ${where}`),
@@ -95,12 +99,13 @@ async function endConnections({ pool }) {
   await sleep(NOTICE_MS);
 }
 
-/** In each round each side cancels `count` jobs, of which all must then be cancelled. */
-async function cancelInTurns({ load, site, floor, make, rounds, count, concurrency, before, say }) {
-  const ids = await make(2 * rounds * count);
+/** In each round each side cancels `count` jobs, after `lead` that are not measured; all must then be cancelled. */
+async function cancelInTurns({ load, site, floor, make, rounds, count, lead = 0, concurrency, before, say }) {
+  const each = lead + count;
+  const ids = await make(2 * rounds * each);
   const run = (server, side) => (round) => {
-    const first = (2 * round + side) * count;
-    return cancelAll(load, site, server, ids.slice(first, first + count), concurrency);
+    const first = (2 * round + side) * each;
+    return cancelAll(load, site, server, ids.slice(first, first + each), concurrency, lead);
   };
   const measured = await takeTurns(rounds, { service: run(site.api, 0), floor: run(floor, 1) }, say, before);
   await checkCancelled(site, ids);
