@@ -14,7 +14,7 @@ const LEAD = 20;
 /** The servers have noticed by then that their connections are gone. */
 const NOTICE_MS = 50;
 /** One at a time both sides do nearly the same, and chance would decide: so many times the rounds. */
-const MORE_ROUNDS_AT_1 = 4;
+const MORE_ROUNDS_AT_1 = 6;
 /** Turns of so many cancels. What is compiled for queued jobs serves processing ones, too. */
 const WARM_UP = { cancels: 2500, turns: { queued: 8, processing: 2 } };
 const QUICK_WARM_UP = { cancels: 500, turns: { queued: 1, processing: 1 } };
@@ -27,8 +27,9 @@ prepared statements and BullMQ's own script, and nothing else: no validation, no
 not do that the service does: look the key up in the statement that cancels, share commits, and answer without
 waiting for Redis. Node has the same flags for both. In every round both have new connections to
 Postgres: two with the same plans can differ by a tenth of a cancel for as long as they live. At concurrency 1 there are
-${MORE_ROUNDS_AT_1} times as many rounds. The first ${LEAD} of a turn, and as many more as come at once, are not measured: while the other side had its turn,
-each has gone cold, and two in a hundred that are slow for that alone would be the p99. What that costs has a measurement of its own: the full run ends with the first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither
+${MORE_ROUNDS_AT_1} times as many rounds. The first ${LEAD} of a turn, and as many more as come at once, are not measured: each side has gone
+cold in the turn of the other, and a few in a hundred that are slow for that alone would decide the p99. What comes after a
+pause is measured by itself: the full run ends with the first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither
 was asked for anything: an API to cancel jobs has many.`;
 
 export async function measure({ stage, load, rounds, quick, say }) {
