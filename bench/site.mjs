@@ -144,10 +144,19 @@ export async function scriptsOf({ redis }) {
   return { calls: Number(calls), ms: Number(usec) / 1000 };
 }
 
-/** Hears the messages to a simulated worker, and counts them. */
+/**
+ * Hears the messages to a simulated worker, and counts them. While it is paused they wait on its connection: a worker is on
+ * another machine, and does not take from the servers what they share here.
+ */
 export async function listen(site, workerId = `bench-${randomUUID()}`) {
   const subscriber = site.redis.duplicate();
-  const listener = { workerId, heard: 0, close: () => subscriber.disconnect() };
+  const listener = {
+    workerId,
+    heard: 0,
+    pause: () => subscriber.stream.pause(),
+    resume: () => subscriber.stream.resume(),
+    close: () => subscriber.disconnect(),
+  };
   subscriber.on('error', () => undefined);
   subscriber.on('message', () => listener.heard++);
   await subscriber.subscribe(`${site.prefix}:cancel:${workerId}`);
@@ -156,6 +165,7 @@ export async function listen(site, workerId = `bench-${randomUUID()}`) {
 
 /** Throws unless as many messages have come as jobs were cancelled. */
 export async function checkHeard(listener, count) {
+  listener.resume();
   // The message is sent before the answer, but on another connection.
   const heard = await soon(count, () => listener.heard);
   if (heard !== count) throw new Error(`${heard} of ${count} messages reached the worker`);

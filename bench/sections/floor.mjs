@@ -25,7 +25,8 @@ const AFTER_PAUSE = { rounds: 5, count: 100 };
 export const about = `Cancels of the service over those of the floor: \`bench/floor-server.mjs\`, which is node:http, pg with
 prepared statements and BullMQ's own script, and nothing else: no validation, no log, no metrics, no errors. Three things it does
 not do that the service does: look the key up in the statement that cancels, share commits, and answer without
-waiting for Redis. Node has the same flags for both. In every round both have new connections to
+waiting for Redis. Node has the same flags for both. The worker of the processing jobs, simulated, reads its messages between
+the rounds: a real one is on another machine. In every round both have new connections to
 Postgres: two with the same plans can differ by a tenth of a cancel for as long as they live. At concurrency 1 there are
 ${MORE_ROUNDS_AT_1} times as many rounds. The first ${LEAD} of a turn, and as many more as come at once, are not measured: each side has gone
 cold in the turn of the other, and a few in a hundred that are slow for that alone would decide the p99. What comes after a
@@ -59,7 +60,11 @@ export async function measure({ stage, load, rounds, quick, say }) {
         count,
         lead: LEAD + Number(concurrency),
         concurrency: Number(concurrency),
-        before: () => renewConnections({ load, site, floor, make: make[from], concurrency: Number(concurrency) }),
+        before: async () => {
+          listener.resume();
+          await renewConnections({ load, site, floor, make: make[from], concurrency: Number(concurrency) });
+          listener.pause();
+        },
         say: (where) => say(`floor: ${from}, concurrency ${concurrency}, ${where}`),
       });
       if (from === 'processing') await checkHeard(listener, told);
