@@ -59,7 +59,7 @@ access('/', () => {
       void run(message);
     } else {
       send({ kind: 'acknowledged' });
-      stop.abort(stopped(message.reason));
+      abort(stop, message.reason);
       if (!started) finish(STOPPED);
     }
   });
@@ -69,16 +69,15 @@ access('/', () => {
 // watchdog ends it.
 worker.on('close', () => process.exit(1));
 
-/** What a task's signal has as its reason. */
-function stopped(reason: StopReason): DOMException {
-  return new DOMException('The run is stopped', { name: 'AbortError', cause: reason });
+function abort(controller: AbortController, reason: StopReason): void {
+  controller.abort(new DOMException('The run is stopped', { name: 'AbortError', cause: reason }));
 }
 
 /** While nobody waits for it: the first signal that is aborted takes Node several times as long as any other. */
 function rehearseStop(): void {
   const rehearsal = new AbortController();
   rehearsal.signal.addEventListener('abort', () => undefined);
-  rehearsal.abort(stopped('cancelled'));
+  abort(rehearsal, 'cancelled');
 }
 
 async function run({ module, input }: Extract<ToTask, { kind: 'start' }>): Promise<void> {

@@ -7,10 +7,8 @@ import { judged, number, percent, ranged, table } from '../text.mjs';
 /** Cancels of a round by concurrency. */
 const FULL = { 1: 450, 16: 1000, 64: 2000 };
 const QUICK = { 1: 80, 16: 200, 64: 400 };
-/** Not measured: after so many every new connection to Postgres has its plans. */
-const FIRST = { 1: 50, 16: 200, 64: 200 };
-/** Nor are so many of each turn, and as many more as come at once: see `about`. */
-const LEAD = 20;
+/** The first of each turn, which are not measured: see `about`. */
+const LEAD = { 1: 50, 16: 200, 64: 200 };
 /** The servers have noticed by then that their connections are gone. */
 const NOTICE_MS = 50;
 /** One at a time both sides do nearly the same, and chance would decide: so many times the rounds. */
@@ -28,9 +26,9 @@ not do that the service does: look the key up in the statement that cancels, sha
 waiting for Redis. Node has the same flags for both. The worker of the processing jobs, simulated, reads its messages between
 the rounds: a real one is on another machine. In every round both have new connections to
 Postgres: two with the same plans can differ by a tenth of a cancel for as long as they live. At concurrency 1 there are
-${MORE_ROUNDS_AT_1} times as many rounds. The first ${LEAD} of a turn, and as many more as come at once, are not measured: each side has gone
-cold in the turn of the other, and a few in a hundred that are slow for that alone would decide the p99. What comes after a
-pause is measured by itself: the full run ends with the first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither
+${MORE_ROUNDS_AT_1} times as many rounds. The first ${LEAD[1]} of a turn, ${LEAD[16]} at the other concurrencies, are not measured: the new connections have no plans yet, and each
+side has gone cold in the turn of the other. A few in a hundred that are slow for that alone would decide the p99. What comes
+after a pause is measured by itself: the full run ends with the first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither
 was asked for anything: an API to cancel jobs has many.`;
 
 export async function measure({ stage, load, rounds, quick, say }) {
@@ -50,25 +48,26 @@ export async function measure({ stage, load, rounds, quick, say }) {
     say(`floor: ${from}, warming up`);
     const { cancels, turns } = quick ? QUICK_WARM_UP : WARM_UP;
     await warmUp({ load, site, floor, make: make[from], cancels, turns: turns[from] });
-    for (const [concurrency, count] of Object.entries(quick ? QUICK : FULL)) {
+    for (const [atOnce, count] of Object.entries(quick ? QUICK : FULL)) {
+      const concurrency = Number(atOnce);
       const measured = await cancelInTurns({
         load,
         site,
         floor,
         make: make[from],
-        rounds: concurrency === '1' ? MORE_ROUNDS_AT_1 * rounds : rounds,
+        rounds: concurrency === 1 ? MORE_ROUNDS_AT_1 * rounds : rounds,
         count,
-        lead: LEAD + Number(concurrency),
-        concurrency: Number(concurrency),
+        lead: LEAD[concurrency],
+        concurrency,
         before: async () => {
           listener.resume();
-          await renewConnections({ load, site, floor, make: make[from], concurrency: Number(concurrency) });
+          await endConnections(site);
           listener.pause();
         },
         say: (where) => say(`floor: ${from}, concurrency ${concurrency}, ${where}`),
       });
       if (from === 'processing') await checkHeard(listener, told);
-      cells.push(cellOf(from, Number(concurrency), count, measured));
+      cells.push(cellOf(from, concurrency, count, measured));
     }
   }
   const afterPause = quick ? null : await measureAfterPause({ load, site, floor, make: make.queued, say });
@@ -90,14 +89,7 @@ async function warmUp({ load, site, floor, make, turns, cancels }) {
   }
 }
 
-/** Ends the connections of both to Postgres, and lets each cancel a few jobs over its new ones. */
-async function renewConnections({ load, site, floor, make, concurrency }) {
-  await endConnections(site);
-  for (const server of [site.api, floor]) {
-    await cancelAll(load, site, server, await make(FIRST[concurrency]), concurrency);
-  }
-}
-
+/** Ends the connections of both to Postgres: each makes new ones. */
 async function endConnections({ pool }) {
   const others = `FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`;
   await pool.query(`SELECT pg_terminate_backend(pid) ${others}`);
