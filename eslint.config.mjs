@@ -52,7 +52,11 @@ export default defineConfig(
   },
   fence(
     ['src/modules/scenario-jobs/*.ts'],
-    ['src/modules/scenario-jobs/job.repository.ts'],
+    [
+      'src/modules/scenario-jobs/job.repository.ts',
+      'src/modules/scenario-jobs/worker.repository.ts',
+      'src/modules/scenario-jobs/job.sql.ts',
+    ],
     [{ regex: '^\\./(api|worker|tasks)/', message: 'The core knows neither of its edges.' }, generated, httpErrors],
   ),
   fence(

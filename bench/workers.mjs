@@ -1,5 +1,5 @@
 // Simulates workers: each has a connection to Redis, subscribed to its own channel, and a connection to Postgres on
-// which it asks every two seconds what the service's worker asks (`reportAlive` in job.repository.ts). Says how
+// which it asks every two seconds what the service's worker asks (`reportAlive` in worker.repository.ts). Says how
 // often they asked.
 import { setMaxListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';

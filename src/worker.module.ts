@@ -7,17 +7,19 @@ import { InfrastructureModule } from './infrastructure/infrastructure.module';
 import { type Logger } from './infrastructure/logger';
 import { type Metrics } from './infrastructure/metrics';
 import { JobQueue } from './modules/scenario-jobs/job-queue';
-import { JobRepository } from './modules/scenario-jobs/job.repository';
+import { RepairRepository } from './modules/scenario-jobs/repair.repository';
+import { RunRepository } from './modules/scenario-jobs/run.repository';
 import { ActiveRuns } from './modules/scenario-jobs/worker/active-runs';
-import { CancelListener, JOBS_TO_ASK_ABOUT } from './modules/scenario-jobs/worker/cancel-listener';
+import { CancelListener } from './modules/scenario-jobs/worker/cancel-listener';
 import { QueueConsumer } from './modules/scenario-jobs/worker/queue-consumer';
 import { Reconciler } from './modules/scenario-jobs/worker/reconciler';
 import { RunJob } from './modules/scenario-jobs/worker/run-job';
 import { Watchdog } from './modules/scenario-jobs/worker/watchdog';
 import { newWorkerId, WORKER_ID } from './modules/scenario-jobs/worker/worker-id';
 import { WorkerLifecycle } from './modules/scenario-jobs/worker/worker-lifecycle';
+import { WorkerRepository } from './modules/scenario-jobs/worker.repository';
 
-const ONE_CONNECTION = Symbol('ONE_CONNECTION');
+const OWN_CONNECTION = Symbol('OWN_CONNECTION');
 
 /** The process that runs jobs; its HTTP is for health and metrics only. */
 @Module({})
@@ -29,16 +31,18 @@ export class WorkerModule {
       controllers: [HealthController, MetricsController],
       providers: [
         { provide: WORKER_ID, useFactory: newWorkerId },
-        JobRepository,
+        RunRepository,
+        RepairRepository,
         JobQueue,
+        // No statement that waits for a row can keep the worker from asking what was cancelled.
         {
-          provide: ONE_CONNECTION,
+          provide: OWN_CONNECTION,
           useFactory: () => new Database({ ...settings, DATABASE_POOL_SIZE: 1 }, logger),
         },
         {
-          provide: JOBS_TO_ASK_ABOUT,
-          useFactory: (database: Database) => new JobRepository(database),
-          inject: [ONE_CONNECTION],
+          provide: WorkerRepository,
+          useFactory: (database: Database) => new WorkerRepository(database),
+          inject: [OWN_CONNECTION],
         },
         ActiveRuns,
         Watchdog,

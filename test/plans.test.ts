@@ -2,6 +2,8 @@ import { hashApiKey } from '../src/auth/api-key';
 import { type Database } from '../src/infrastructure/database';
 import { newId } from '../src/infrastructure/ids';
 import { JobRepository } from '../src/modules/scenario-jobs/job.repository';
+import { RunRepository } from '../src/modules/scenario-jobs/run.repository';
+import { WorkerRepository } from '../src/modules/scenario-jobs/worker.repository';
 import { ActiveRun } from '../src/modules/scenario-jobs/worker/active-runs';
 import { eventually } from './support/eventually';
 import { TestDatabase } from './support/test-database';
@@ -17,13 +19,17 @@ describe('what is asked about one job', () => {
   let own: TestDatabase;
   let database: Database;
   let jobs: JobRepository;
+  let runs: RunRepository;
+  let workers: WorkerRepository;
   beforeEach(async () => {
     own = await TestDatabase.create();
     await own.pool.query('ALTER TABLE scenario_jobs SET (autovacuum_enabled = false)');
     // One statement at a time, all on one connection, which plans each for good after a few times.
     database = own.prisma();
     jobs = new JobRepository(database);
-    await jobs.reportAlive('worker');
+    runs = new RunRepository(database);
+    workers = new WorkerRepository(database);
+    await workers.reportAlive('worker');
   });
   afterEach(() => own.close());
 
@@ -35,22 +41,22 @@ describe('what is asked about one job', () => {
   /** Every statement about a job of which there are many, in one of three lives. Returns how many updates that makes. */
   async function live(jobId: string, life: number): Promise<number> {
     const run = new ActiveRun(jobId);
-    const claim = () => jobs.claim(run, 'worker', WORKER_LOST_MS);
+    const claim = () => runs.claim(run, 'worker', WORKER_LOST_MS);
     await claim();
-    expect(await jobs.requeue(run, { countsAsAttempt: false })).toBe(true);
+    expect(await runs.requeue(run, { countsAsAttempt: false })).toBe(true);
     await claim();
     expect(await claim()).toBe('taken');
-    expect(await jobs.findOwed('worker')).toHaveLength(1);
-    expect(await jobs.reportAlive('worker')).toHaveLength(1);
+    expect(await workers.findOwed('worker')).toHaveLength(1);
+    expect(await workers.reportAlive('worker')).toHaveLength(1);
     expect(await find(jobId)).toMatchObject({ job: { status: 'processing' } });
-    if (life % 3 === 0) expect(await jobs.complete(run, { name: 'n', slug: newId(), content: {} })).toBe(true);
-    if (life % 3 === 1) expect(await jobs.fail(run, { code: 'X', message: 'x' })).toBe(true);
+    if (life % 3 === 0) expect(await runs.complete(run, { name: 'n', slug: newId(), content: {} })).toBe(true);
+    if (life % 3 === 1) expect(await runs.fail(run, { code: 'X', message: 'x' })).toBe(true);
     if (life % 3 === 2) {
       expect(await cancel(jobId)).toBeDefined();
       expect(await find(jobId)).toMatchObject({ cancelIdempotencyKey: `cancel ${jobId}` });
-      expect(await jobs.confirmStopped(run, 'graceful')).toBeDefined();
+      expect(await runs.confirmStopped(run, 'graceful')).toBeDefined();
     }
-    expect(await jobs.findEnd(run)).not.toBeNull();
+    expect(await runs.findEnd(run)).not.toBeNull();
     return life % 3 === 2 ? 5 : 4;
   }
 

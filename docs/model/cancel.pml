@@ -48,7 +48,7 @@ end:
   do
   :: !alive[w] -> break
   :: atomic { UP && entry == waiting -> entry = held; holder = w; again = false; mine = 0 } /* BullMQ: moveToActive */
-     if /* JobRepository.claim */
+     if /* RunRepository.claim */
      :: atomic { UP && CLAIMABLE && attempt < ATTEMPTS ->
           attempt++; mine = attempt; current = mine; owner = w; status = processing }
      :: atomic { UP && CLAIMABLE && attempt == ATTEMPTS ->
@@ -77,8 +77,8 @@ end:
      fi;
 record:
      if
-     :: atomic { UP && MINE -> assert(current == mine); status = completed; scenario = true; goto drop } /* JobRepository.complete */
-     :: atomic { UP && MINE -> status = failed; goto drop } /* JobRepository.fail */
+     :: atomic { UP && MINE -> assert(current == mine); status = completed; scenario = true; goto drop } /* RunRepository.complete */
+     :: atomic { UP && MINE -> status = failed; goto drop } /* RunRepository.fail */
      :: atomic { UP && MINE && attempt < ATTEMPTS -> status = queued; current = 0; owner = 0; again = true; goto drop } /* requeue */
      :: UP && !MINE -> goto confirm /* refused: a late result */
      :: !alive[w] -> goto dead
@@ -90,7 +90,7 @@ interrupt:
      :: !alive[w] -> goto dead
      fi;
 confirm:
-     if /* JobRepository.confirmStopped */
+     if /* RunRepository.confirmStopped */
      :: atomic { UP && status == cancelled && current == mine -> assert(!task[w]); stopped = true }
      :: UP && !(status == cancelled && current == mine) -> skip
      :: !alive[w] -> goto dead
@@ -153,7 +153,7 @@ proctype Repair() {
   byte lost;
 end:
   do
-  :: atomic { status == queued -> lost = 0 } /* JobRepository.findDependingOnQueue */
+  :: atomic { status == queued -> lost = 0 } /* RepairRepository.findDependingOnQueue */
      goto missing
   :: atomic { status == processing && LOST(owner) -> lost = current }
 missing:
@@ -161,12 +161,12 @@ missing:
      :: entry != absent -> goto done
      :: entry == absent -> skip
      fi;
-     atomic { /* JobRepository.requeueLost */
+     atomic { /* RepairRepository.requeueLost */
        if
        :: lost != 0 && status == processing && current == lost -> status = queued; current = 0; owner = 0
        :: else -> skip
        fi };
-     if /* JobRepository.queuedAmong */
+     if /* RepairRepository.queuedAmong */
      :: status != queued -> goto done
      :: status == queued -> skip
      fi;

@@ -1,6 +1,7 @@
 // Faults that the machine must find: each is put into a copy of the built service.
 
-const repository = 'modules/scenario-jobs/job.repository.js';
+const jobs = 'modules/scenario-jobs/job.repository.js';
+const runs = 'modules/scenario-jobs/run.repository.js';
 const listener = 'modules/scenario-jobs/worker/cancel-listener.js';
 
 /** `find` must occur exactly once in the file. */
@@ -8,22 +9,22 @@ export const MUTANTS = [
   {
     name: 'claim-without-its-condition',
     says: 'a worker begins a job whatever its status is',
-    file: repository,
-    find: /(WHERE j\.id = \$\{jobId\}) AND \$\{NOT_FINISHED\} AND \(j\.status = 'queued' OR [^`]*?(\s+RETURNING id, attempt)/,
+    file: runs,
+    find: /(WHERE j\.id = \$\{jobId\}) AND \$\{job_sql_1\.NOT_FINISHED\} AND \(j\.status = 'queued' OR [^`]*?(\s+RETURNING id, attempt)/,
     replace: '$1$2',
   },
   {
     name: 'complete-without-run-id',
     says: 'the result of a run counts although another has taken over',
-    file: repository,
+    file: runs,
     find: /(SET status = 'completed'[^;]*?status = 'processing') AND run_id = \$\{runId\}::uuid/,
     replace: '$1',
   },
   {
     name: 'cancel-reads-then-writes',
     says: 'a cancel looks at the status first and then writes without looking',
-    file: repository,
-    find: /(async cancel\(request\) \{)([\s\S]*?\$\{askedFor\(requests\)\})\s+WHERE \$\{NOT_FINISHED\}([\s\S]*?WHERE j\.id = asked\.id) AND \$\{NOT_FINISHED\}/,
+    file: jobs,
+    find: /(async cancel\(request\) \{)([\s\S]*?\$\{askedFor\(requests\)\})\s+WHERE \$\{job_sql_1\.NOT_FINISHED\}([\s\S]*?WHERE j\.id = asked\.id) AND \$\{job_sql_1\.NOT_FINISHED\}/,
     replace: `$1
         const [seen] = await this.database.$queryRaw\`SELECT status::text FROM scenario_jobs WHERE id = \${request.jobId}\`;
         if (!['queued', 'processing'].includes(seen?.status)) return undefined;$2$3`,
@@ -40,6 +41,6 @@ export const MUTANTS = [
     says: 'a worker asks Postgres only when it is told to',
     file: listener,
     find: /this\.timer = setTimeout\(\(\) => this\.poll\(\), this\.settings\.CANCEL_POLL_MS\);/,
-    replace: `this.timer = setInterval(() => this.jobs.reportAlive(this.workerId).catch(() => undefined), 300);`,
+    replace: `this.timer = setInterval(() => this.workers.reportAlive(this.workerId).catch(() => undefined), 300);`,
   },
 ];

@@ -9,7 +9,9 @@ import { Metrics } from '../../src/infrastructure/metrics';
 import { CancelJob } from '../../src/modules/scenario-jobs/api/cancel-job';
 import { JobQueue } from '../../src/modules/scenario-jobs/job-queue';
 import { isCancellable, type JobStatus } from '../../src/modules/scenario-jobs/job-status';
-import { JobRepository, type NewRun, type Run } from '../../src/modules/scenario-jobs/job.repository';
+import { JobRepository } from '../../src/modules/scenario-jobs/job.repository';
+import { RepairRepository } from '../../src/modules/scenario-jobs/repair.repository';
+import { type NewRun, type Run, RunRepository } from '../../src/modules/scenario-jobs/run.repository';
 import { ActiveRun } from '../../src/modules/scenario-jobs/worker/active-runs';
 import { Reconciler } from '../../src/modules/scenario-jobs/worker/reconciler';
 import { eventually } from '../support/eventually';
@@ -30,11 +32,13 @@ afterAll(() => system.stop());
 describe('whoever writes first wins, and the other learns of it', () => {
   let database: Database;
   let jobs: JobRepository;
+  let runs: RunRepository;
   beforeAll(async () => {
     // The workers of these runs, or the reconciler of the real one would take them for lost.
     await system.pool.query(`INSERT INTO workers (id, seen_at) VALUES ('worker-1', now() + interval '1 hour')`);
     database = system.prisma();
     jobs = new JobRepository(database);
+    runs = new RunRepository(database);
   });
 
   /** A job that no queue knows, so that only this test moves it. */
@@ -44,10 +48,10 @@ describe('whoever writes first wins, and the other learns of it', () => {
   };
   const newRun = async (): Promise<NewRun> => {
     const run = new ActiveRun(await newJob());
-    if (!isClaimed(await jobs.claim(run, 'worker-1', LOST_MS))) throw new Error('not claimed');
+    if (!isClaimed(await runs.claim(run, 'worker-1', LOST_MS))) throw new Error('not claimed');
     return run;
   };
-  const isClaimed = (claim: Awaited<ReturnType<JobRepository['claim']>>) => typeof claim === 'object';
+  const isClaimed = (claim: Awaited<ReturnType<RunRepository['claim']>>) => typeof claim === 'object';
   const status = async (jobId: string) => (await system.row(jobId)).status;
   /** Until the row is not locked: then it has decided. */
   const cancel = async (jobId: string) => {
@@ -70,19 +74,19 @@ describe('whoever writes first wins, and the other learns of it', () => {
       const [cancelled, claimed] = await together(
         round,
         () => cancel(run.jobId),
-        () => jobs.claim(run, 'worker-1', LOST_MS),
+        () => runs.claim(run, 'worker-1', LOST_MS),
       );
       expect(cancelled).toBeDefined();
       // A claim that came first is a run that the cancel knows of and can stop.
       expect(cancelled!.run?.id ?? null).toBe(isClaimed(claimed) ? run.runId : null);
       expect(await status(run.jobId)).toBe('cancelled');
-      expect(await jobs.complete(run, SCENARIO)).toBe(false);
+      expect(await runs.complete(run, SCENARIO)).toBe(false);
     }
   });
 
   it.each([
-    ['complete', (run: Run) => jobs.complete(run, SCENARIO), 'completed'],
-    ['fail', (run: Run) => jobs.fail(run, { code: 'X', message: 'x' }), 'failed'],
+    ['complete', (run: Run) => runs.complete(run, SCENARIO), 'completed'],
+    ['fail', (run: Run) => runs.fail(run, { code: 'X', message: 'x' }), 'failed'],
   ])('cancel against %s', async (_name, finish, finished) => {
     for (let round = 0; round < ROUNDS; round++) {
       const run = await newRun();
@@ -133,9 +137,9 @@ describe('whoever writes first wins, and the other learns of it', () => {
     const [jobId] = (await system.insertQueued(1)) as [string];
     await system.pool.query(`UPDATE scenario_jobs SET created_at = now() - interval '1 hour' WHERE id = $1`, [jobId]);
     let passes = 0;
-    class Behind extends JobRepository {
+    class Behind extends RepairRepository {
       override exclusively = (work: () => Promise<void>) => work();
-      override async findDependingOnQueue(...asked: Parameters<JobRepository['findDependingOnQueue']>) {
+      override async findDependingOnQueue(...asked: Parameters<RepairRepository['findDependingOnQueue']>) {
         const page = await super.findDependingOnQueue(...asked);
         if (passes++ === 0) {
           expect(page).toContainEqual({ jobId, runId: null });
@@ -168,7 +172,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
     }
     const queue = new Behind(settings, logger);
     await connected(queue);
-    const reconciler = new Reconciler(jobs, queue, new Metrics(), settings, logger);
+    const reconciler = new Reconciler(new RepairRepository(database), queue, new Metrics(), settings, logger);
     reconciler.start();
     await eventually('it has been cancelled meanwhile', () => cancels === 1);
     await reconciler.stop();
@@ -193,7 +197,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
       const [cancelled, requeued] = await together(
         round,
         () => cancel(run.jobId),
-        () => jobs.requeue(run, { countsAsAttempt: true }),
+        () => runs.requeue(run, { countsAsAttempt: true }),
       );
       expect(cancelled).toBeDefined();
       expect(cancelled!.run).toEqual(
@@ -217,46 +221,46 @@ describe('whoever writes first wins, and the other learns of it', () => {
 
   it('one run against another that has taken over', async () => {
     const first = new ActiveRun(await newJob());
-    await jobs.claim(first, 'a worker that is dead', LOST_MS);
+    await runs.claim(first, 'a worker that is dead', LOST_MS);
     const second = new ActiveRun(first.jobId);
     const { started_at: startedAt } = await system.row(first.jobId);
-    expect(await jobs.claim(second, 'worker-1', LOST_MS)).toMatchObject({ attempt: 2 });
-    await jobs.requeueLost([first]);
+    expect(await runs.claim(second, 'worker-1', LOST_MS)).toMatchObject({ attempt: 2 });
+    await new RepairRepository(database).requeueLost([first]);
     expect(await system.row(first.jobId)).toMatchObject({
       status: 'processing',
       run_id: second.runId,
       started_at: startedAt,
     });
-    expect(await jobs.complete(first, SCENARIO)).toBe(false);
-    expect(await jobs.fail(first, { code: 'X', message: 'x' })).toBe(false);
-    expect(await jobs.requeue(first, { countsAsAttempt: true })).toBe(false);
-    expect(await jobs.complete(second, SCENARIO)).toBe(true);
-    expect(await jobs.findEnd(first)).toBeNull();
-    expect(await jobs.findEnd(second)).toMatchObject({ status: 'completed' });
+    expect(await runs.complete(first, SCENARIO)).toBe(false);
+    expect(await runs.fail(first, { code: 'X', message: 'x' })).toBe(false);
+    expect(await runs.requeue(first, { countsAsAttempt: true })).toBe(false);
+    expect(await runs.complete(second, SCENARIO)).toBe(true);
+    expect(await runs.findEnd(first)).toBeNull();
+    expect(await runs.findEnd(second)).toMatchObject({ status: 'completed' });
   });
 
   it('a run takes over from nobody who lives, and begins nothing that has ended', async () => {
     const first = await newRun();
     const second = new ActiveRun(first.jobId);
-    expect(await jobs.claim(second, 'worker-1', LOST_MS)).toBe('taken');
-    expect(await jobs.complete(first, { ...SCENARIO, slug: 'undisturbed' })).toBe(true);
-    expect(await jobs.claim(second, 'worker-1', LOST_MS)).toBe('finished');
+    expect(await runs.claim(second, 'worker-1', LOST_MS)).toBe('taken');
+    expect(await runs.complete(first, { ...SCENARIO, slug: 'undisturbed' })).toBe(true);
+    expect(await runs.claim(second, 'worker-1', LOST_MS)).toBe('finished');
     expect(await system.row(first.jobId)).toMatchObject({ status: 'completed', attempt: 1 });
   });
 
   it('two completions that choose the same slug at once', async () => {
-    const runs = await Promise.all(Array.from({ length: 10 }, newRun));
-    const recorded = await Promise.all(runs.map((run) => jobs.complete(run, { ...SCENARIO, slug: 'same-slug' })));
-    expect(recorded).toEqual(runs.map(() => true));
+    const ten = await Promise.all(Array.from({ length: 10 }, newRun));
+    const recorded = await Promise.all(ten.map((run) => runs.complete(run, { ...SCENARIO, slug: 'same-slug' })));
+    expect(recorded).toEqual(ten.map(() => true));
   });
 
   it('a confirmation counts once, and only for the run that was cancelled', async () => {
     const run = await newRun();
-    expect(await jobs.confirmStopped(run, 'killed')).toBeUndefined();
+    expect(await runs.confirmStopped(run, 'killed')).toBeUndefined();
     await cancel(run.jobId);
-    expect(await jobs.confirmStopped({ ...run, runId: randomUUID() }, 'killed')).toBeUndefined();
-    expect(await jobs.confirmStopped(run, 'graceful')).toBeGreaterThanOrEqual(0);
-    expect(await jobs.confirmStopped(run, 'killed')).toBeUndefined();
+    expect(await runs.confirmStopped({ ...run, runId: randomUUID() }, 'killed')).toBeUndefined();
+    expect(await runs.confirmStopped(run, 'graceful')).toBeGreaterThanOrEqual(0);
+    expect(await runs.confirmStopped(run, 'killed')).toBeUndefined();
     expect((await system.row(run.jobId)).stopped_how).toBe('graceful');
   });
 });

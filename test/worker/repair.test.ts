@@ -1,7 +1,9 @@
 import { spawn } from 'node:child_process';
 import { pino } from 'pino';
 import { Database } from '../../src/infrastructure/database';
-import { JobRepository, type Run } from '../../src/modules/scenario-jobs/job.repository';
+import { RepairRepository } from '../../src/modules/scenario-jobs/repair.repository';
+import { type Run, RunRepository } from '../../src/modules/scenario-jobs/run.repository';
+import { WorkerRepository } from '../../src/modules/scenario-jobs/worker.repository';
 import { ActiveRun } from '../../src/modules/scenario-jobs/worker/active-runs';
 import { eventually } from '../support/eventually';
 import { type OwnRedis } from '../support/own-redis';
@@ -153,40 +155,40 @@ describe('what the queue forgets, the rows know', () => {
 /** Is frozen in the middle of a pass. */
 const FREEZES = `
   const { Database } = require('./infrastructure/database.js');
-  const { JobRepository } = require('./modules/scenario-jobs/job.repository.js');
+  const { RepairRepository } = require('./modules/scenario-jobs/repair.repository.js');
   const database = new Database({ DATABASE_URL: process.argv[1], DATABASE_POOL_SIZE: 2 }, console);
   const freeze = async () => process.kill(process.pid, 'SIGSTOP');
-  void new JobRepository(database).exclusively(freeze, 1000);
+  void new RepairRepository(database).exclusively(freeze, 1000);
 `;
 
 describe('the reconciler', () => {
   let system: TestSystem;
-  let jobs: JobRepository;
+  let repairs: RepairRepository;
   // No worker, whose own reconciler would be first.
   beforeAll(async () => {
     system = await TestSystem.start({ workers: 0 });
-    jobs = new JobRepository(system.prisma());
+    repairs = new RepairRepository(system.prisma());
   });
   afterAll(() => system.stop());
 
   async function runBy(workerId: string): Promise<Run> {
     const run = new ActiveRun((await system.create('cooperative')).id);
-    expect(await jobs.claim(run, workerId, 1)).toMatchObject({ attempt: 1 });
+    expect(await new RunRepository(system.prisma()).claim(run, workerId, 1)).toMatchObject({ attempt: 1 });
     return run;
   }
 
   it('takes a cancelled run for lost when its worker has had the time to come back, and no sooner', async () => {
     const run = await runBy('lost');
     await system.cancel(run.jobId);
-    expect(await jobs.confirmLost(3_600_000)).toEqual([]);
-    expect(await jobs.confirmLost(1)).toEqual([{ jobId: run.jobId, runId: run.runId }]);
+    expect(await repairs.confirmLost(3_600_000)).toEqual([]);
+    expect(await repairs.confirmLost(1)).toEqual([{ jobId: run.jobId, runId: run.runId }]);
   });
 
   it('forgets old workers, but not one that owes an answer', async () => {
     await system.pool.query(`INSERT INTO workers (id, seen_at) VALUES
       ('old', now() - interval '2 days'), ('indebted', now() - interval '2 days'), ('young', now())`);
     await runBy('indebted');
-    await jobs.forgetOldWorkers();
+    await repairs.forgetOldWorkers();
     const { rows } = await system.pool.query('SELECT id FROM workers ORDER BY id');
     expect(rows).toEqual([{ id: 'indebted' }, { id: 'young' }]);
   });
@@ -199,15 +201,15 @@ describe('the reconciler', () => {
         `INSERT INTO workers (id, seen_at) VALUES ('alive', ${at}) ON CONFLICT (id) DO UPDATE SET seen_at = EXCLUDED.seen_at`,
       );
     await seen("now() + interval '1 hour'");
-    expect(await jobs.confirmLost(1)).toEqual([]);
+    expect(await repairs.confirmLost(1)).toEqual([]);
     await seen("now() - interval '1 hour'");
-    expect(await jobs.confirmLost(1)).toEqual([{ jobId: run.jobId, runId: run.runId }]);
+    expect(await repairs.confirmLost(1)).toEqual([{ jobId: run.jobId, runId: run.runId }]);
   });
 
   it('makes one pass at a time', async () => {
     const passes: string[] = [];
     const pass = (name: string, work?: () => Promise<void>) =>
-      jobs.exclusively(async () => {
+      repairs.exclusively(async () => {
         passes.push(name);
         await work?.();
       }, 60_000);
@@ -225,7 +227,7 @@ describe('the reconciler', () => {
       await eventually('it is frozen', () => isFrozen(frozen.pid!));
       await eventually('another pass', async () => {
         let passed = false;
-        await jobs.exclusively(() => Promise.resolve(void (passed = true)), 60_000);
+        await repairs.exclusively(() => Promise.resolve(void (passed = true)), 60_000);
         return passed;
       });
     } finally {
@@ -239,12 +241,13 @@ describe('the reconciler', () => {
     const database = new Database(settings, pino({ level: 'silent' }));
     try {
       const held = proxy.holdAnswer('pg_try_advisory_xact_lock');
-      const behind = new JobRepository(database);
-      const failed = behind.exclusively(async () => {}, 60_000).catch((error: unknown) => error);
+      const failed = new RepairRepository(database)
+        .exclusively(async () => {}, 60_000)
+        .catch((error: unknown) => error);
       const pass = await held;
       expect(await failed).toBeInstanceOf(Error);
       pass();
-      await behind.reportAlive('after a silence');
+      await new WorkerRepository(database).reportAlive('after a silence');
       const { rowCount } = await system.pool.query(`SELECT FROM workers WHERE id = 'after a silence'`);
       expect(rowCount).toBe(1);
     } finally {

@@ -4,10 +4,11 @@ import { type Caller } from '../../auth/caller';
 import { Prisma } from '../../generated/prisma/client';
 import { Batches } from '../../infrastructure/batches';
 import { Database } from '../../infrastructure/database';
-import { isDatabaseUnavailable, isUniqueViolation } from '../../infrastructure/database-errors';
+import { isDatabaseUnavailable } from '../../infrastructure/database-errors';
 import { isId, newId } from '../../infrastructure/ids';
 import { type JobCounts } from '../../infrastructure/metrics';
-import { isCancellable, type JobStatus, type StopKind } from './job-status';
+import { type JobStatus } from './job-status';
+import { NOT_FINISHED, OWED } from './job.sql';
 
 /** A job as its callers see it, before it is dressed for HTTP. */
 export type JobRow = {
@@ -46,35 +47,6 @@ export type CancelledJob = {
   caller: Caller;
   run: { id: string; workerId: string; stopToken: string | null } | null;
 };
-
-/** What a worker gets when it claims a job. */
-export type ClaimedJob = {
-  id: string;
-  attempt: number;
-  userEmail: string;
-  prompt: string;
-  context: string | null;
-  scenarioSlug: string | null;
-  requestId: string | null;
-};
-
-/** A run that a worker still owes an answer for: its result, or the word that its process is gone. */
-export type OwedRun = {
-  jobId: string;
-  runId: string;
-  status: 'processing' | 'cancelled';
-  /** Seconds since the job was cancelled, by the clock of Postgres. */
-  cancelledSeconds: number | null;
-};
-
-/** One run of a job; only the newest may record anything. */
-export type Run = { jobId: string; runId: string };
-
-/** A run that is to begin, with the secret by which a message to its worker proves that its job was cancelled. */
-export type NewRun = Run & { stopToken: string };
-
-/** What a task made; `content` is everything in its result but the name. */
-export type NewScenario = { name: string; slug: string; content: Record<string, unknown> };
 
 const JOB = Prisma.sql`j.id, j.status::text AS status, j.error_code AS "errorCode", j.error_message AS "errorMessage",
   j.created_at AS "createdAt", j.started_at AS "startedAt", j.completed_at AS "completedAt"`;
@@ -117,13 +89,6 @@ function inOrder<Row extends AnswerTo, Found>(
   return answers;
 }
 
-/**
- * Two conditions in a form that no index serves, so that a job is reached by its primary key. With old statistics, or
- * none, Postgres would think another way as short. Not `status IN ('queued', 'processing')`, which is the condition of
- * the index `scenario_jobs_unfinished`: all of that would be read for each job.
- */
-const NOT_FINISHED = Prisma.sql`j.status NOT IN ('completed', 'failed', 'cancelled')`;
-
 /** A request for a job, of which a cancel has an idempotency key. */
 type Asked = JobRequest & Partial<CancelRequest>;
 
@@ -150,23 +115,11 @@ function askedFor(requests: Asked[]): Prisma.Sql {
 
 const ANSWER_TO = Prisma.sql`r.ordinal::int AS ordinal, k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug"`;
 
-/** A run that some worker still owes an answer for: the condition of the index `scenario_jobs_owed_by_worker`. */
-const OWED = Prisma.sql`(j.worker_id IS NOT NULL AND j.status IN ('processing', 'cancelled') AND j.stopped_at IS NULL)`;
-
-const OWED_RUN = Prisma.sql`j.id AS "jobId", j.run_id::text AS "runId", j.status::text AS status,
-  EXTRACT(EPOCH FROM clock_timestamp() - j.completed_at)::float8 AS "cancelledSeconds"`;
-
-/** The worker of a job `j` has not been heard of for `lostMs`, or has said that it ends. */
-const isLost = (lostMs: number) => Prisma.sql`NOT EXISTS (
-  SELECT FROM workers w WHERE w.id = j.worker_id AND w.seen_at > now() - ${lostMs}::int * interval '1 ms')`;
-
-/** How often a scenario's slug may be taken away under our hands before `complete` gives up. */
-const SLUG_TRIES = 5;
-
 /**
- * The only writer of a job's status. Each transition is ONE conditional statement, whose condition is the
- * guard: what it returns says whether it happened. Statements are raw because the clock of Postgres, not
- * that of this machine, sets every time: durations and the order of events then hold across machines.
+ * What callers ask of jobs. Here and in the repositories of runs and of repairs, and nowhere else, a job's status is
+ * written. Each transition is ONE conditional statement, whose condition is the guard: what it returns says whether it
+ * happened. Statements are raw because the clock of Postgres, not that of this machine, sets every time: durations and
+ * the order of events then hold across machines.
  */
 @Injectable()
 export class JobRepository {
@@ -267,187 +220,6 @@ export class JobRepository {
     }));
   }
 
-  /**
-   * Takes the job for a run. queued: it becomes processing. processing, and its worker has not been heard of for
-   * `lostMs`: this run takes over; the earlier one can record nothing from now on. Otherwise nothing happens: the job is
-   * `taken` by a worker that lives, whatever the queue thinks of it, or `finished`, or `missing`.
-   */
-  async claim(run: NewRun, workerId: string, lostMs: number): Promise<ClaimedJob | 'taken' | 'finished' | 'missing'> {
-    const { jobId, runId, stopToken } = run;
-    const rows = await this.database.$queryRaw<ClaimedJob[]>`
-      UPDATE scenario_jobs j
-      SET status = 'processing', run_id = ${runId}::uuid, worker_id = ${workerId}, stop_token = ${stopToken}::uuid,
-          attempt = attempt + 1, started_at = COALESCE(started_at, now())
-      WHERE j.id = ${jobId} AND ${NOT_FINISHED} AND (j.status = 'queued' OR ${isLost(lostMs)})
-      RETURNING id, attempt, user_email AS "userEmail", prompt, context, scenario_slug AS "scenarioSlug",
-                request_id AS "requestId"`;
-    if (rows[0]) return rows[0];
-    // It may have been requeued since: then it can be claimed at the next try.
-    const job = await this.database.job.findUnique({ where: { id: jobId }, select: { status: true } });
-    if (!job) return 'missing';
-    return isCancellable(job.status) ? 'taken' : 'finished';
-  }
-
-  /**
-   * Records a run's scenario and completes its job, both or neither. False when the run may record nothing:
-   * the job was cancelled, or another run has taken over. Then the scenario is not kept either.
-   */
-  async complete({ jobId, runId }: Run, scenario: NewScenario): Promise<boolean> {
-    for (let tries = 1; ; tries++) {
-      const id = newId();
-      try {
-        const rows = await this.database.$queryRaw<unknown[]>`
-          WITH done AS (
-            UPDATE scenario_jobs SET status = 'completed', completed_at = GREATEST(now(), started_at)
-            WHERE id = ${jobId} AND status = 'processing' AND run_id = ${runId}::uuid
-            RETURNING id, workspace_id
-          )
-          INSERT INTO scenarios (id, workspace_id, job_id, slug, name, content)
-          SELECT ${id}, done.workspace_id, done.id,
-                 CASE WHEN EXISTS (SELECT FROM scenarios s WHERE s.workspace_id = done.workspace_id AND s.slug = ${scenario.slug})
-                      THEN ${`${scenario.slug}-${id}`} ELSE ${scenario.slug} END,
-                 ${scenario.name}, ${JSON.stringify(scenario.content)}::jsonb
-          FROM done
-          RETURNING id`;
-        return rows.length > 0;
-      } catch (error) {
-        // Two jobs chose the same slug at the same moment: the next try sees the other's.
-        if (!isUniqueViolation(error, 'scenarios_workspace_id_slug') || tries === SLUG_TRIES) throw error;
-      }
-    }
-  }
-
-  /** Records that a run failed for good. False when the run may record nothing. */
-  async fail({ jobId, runId }: Run, error: { code: string; message: string }): Promise<boolean> {
-    const rows = await this.database.$queryRaw<unknown[]>`
-      UPDATE scenario_jobs
-      SET status = 'failed', completed_at = GREATEST(now(), started_at),
-          error_code = ${error.code}, error_message = ${error.message}
-      WHERE id = ${jobId} AND status = 'processing' AND run_id = ${runId}::uuid
-      RETURNING id`;
-    return rows.length > 0;
-  }
-
-  /**
-   * Gives a job back to the queue: its run failed in a way that may pass, was interrupted, or is lost. False when the
-   * run may record nothing.
-   */
-  async requeue({ jobId, runId }: Run, { countsAsAttempt }: { countsAsAttempt: boolean }): Promise<boolean> {
-    const rows = await this.database.$queryRaw<unknown[]>`
-      UPDATE scenario_jobs
-      SET status = 'queued', run_id = NULL, worker_id = NULL, stop_token = NULL,
-          attempt = GREATEST(attempt - ${countsAsAttempt ? 0 : 1}::int, 0)
-      WHERE id = ${jobId} AND status = 'processing' AND run_id = ${runId}::uuid
-      RETURNING id`;
-    return rows.length > 0;
-  }
-
-  /** Gives lost runs back to the queue, but for rows that somebody has locked. */
-  async requeueLost(runs: Run[]): Promise<void> {
-    await this.database.$executeRaw`
-      WITH lost AS MATERIALIZED (
-        SELECT j.id
-        FROM unnest(${runs.map(({ jobId }) => jobId)}::text[], ${runs.map(({ runId }) => runId)}::uuid[]) AS r (job_id, run_id)
-        JOIN scenario_jobs j ON j.id = r.job_id AND j.run_id = r.run_id
-        WHERE j.status = 'processing'
-        FOR UPDATE OF j SKIP LOCKED
-      )
-      UPDATE scenario_jobs j SET status = 'queued', run_id = NULL, worker_id = NULL, stop_token = NULL
-      FROM lost WHERE j.id = lost.id AND j.status = 'processing'`;
-  }
-
-  /** Those of the jobs that are queued at this moment. */
-  async queuedAmong(jobIds: string[]): Promise<Set<string>> {
-    if (jobIds.length === 0) return new Set();
-    const rows = await this.database.$queryRaw<{ id: string }[]>`
-      SELECT j.id FROM unnest(${jobIds}::text[]) AS asked (id) JOIN scenario_jobs j ON j.id = asked.id
-      WHERE j.status = 'queued'`;
-    return new Set(rows.map(({ id }) => id));
-  }
-
-  /**
-   * Records that the process of a cancelled run is gone, and how it ended. Returns the seconds since the
-   * cancel, or nothing when this was recorded before or the run was not cancelled.
-   */
-  async confirmStopped({ jobId, runId }: Run, how: StopKind): Promise<number | undefined> {
-    const rows = await this.database.$queryRaw<{ seconds: number }[]>`
-      UPDATE scenario_jobs SET stopped_at = GREATEST(clock_timestamp(), completed_at), stopped_how = ${how}::stop_kind
-      WHERE id = ${jobId} AND status = 'cancelled' AND run_id = ${runId}::uuid AND stopped_at IS NULL
-      RETURNING EXTRACT(EPOCH FROM stopped_at - completed_at)::float8 AS seconds`;
-    return rows[0]?.seconds;
-  }
-
-  /** Whether the job is still this run's. */
-  async isProcessing({ jobId, runId }: Run): Promise<boolean> {
-    return (await this.database.job.count({ where: { id: jobId, runId, status: 'processing' } })) > 0;
-  }
-
-  /** What the run's job ended as, if it ended with this run. */
-  async findEnd({ jobId, runId }: Run): Promise<{ status: JobStatus; errorCode: string | null } | null> {
-    return this.database.job.findFirst({
-      where: { id: jobId, runId, status: { in: ['completed', 'failed', 'cancelled'] } },
-      select: { status: true, errorCode: true },
-    });
-  }
-
-  /** Confirms `worker_lost` for every cancelled run whose worker is lost, but for rows that somebody has locked. */
-  async confirmLost(lostMs: number): Promise<Run[]> {
-    return this.database.$queryRaw<Run[]>`
-      WITH lost AS MATERIALIZED (
-        SELECT j.id FROM scenario_jobs j
-        WHERE ${OWED} AND j.status = 'cancelled' AND j.completed_at < now() - ${lostMs}::int * interval '1 ms'
-          AND ${isLost(lostMs)}
-        FOR UPDATE SKIP LOCKED
-      )
-      UPDATE scenario_jobs j SET stopped_at = clock_timestamp(), stopped_how = 'worker_lost'
-      FROM lost WHERE j.id = lost.id AND j.stopped_at IS NULL
-      RETURNING j.id AS "jobId", j.run_id::text AS "runId"`;
-  }
-
-  /** Every run that the worker still owes an answer for. */
-  async findOwed(workerId: string): Promise<OwedRun[]> {
-    return this.database.$queryRaw<OwedRun[]>`
-      SELECT ${OWED_RUN} FROM scenario_jobs j WHERE j.worker_id = ${workerId} AND ${OWED}`;
-  }
-
-  /** The same, and renews the worker's sign of life. */
-  async reportAlive(workerId: string): Promise<OwedRun[]> {
-    return this.database.$queryRaw<OwedRun[]>`
-      WITH alive AS (
-        INSERT INTO workers (id) VALUES (${workerId}) ON CONFLICT (id) DO UPDATE SET seen_at = now()
-      )
-      SELECT ${OWED_RUN} FROM scenario_jobs j WHERE j.worker_id = ${workerId} AND ${OWED}`;
-  }
-
-  /** Takes back the sign of life: the worker ends and owes nothing any more. */
-  async reportGone(workerId: string): Promise<void> {
-    await this.database.worker.deleteMany({ where: { id: workerId } });
-  }
-
-  /** Forgets workers that have not been heard of for a day and owe no answer. */
-  async forgetOldWorkers(): Promise<void> {
-    await this.database.$executeRaw`
-      DELETE FROM workers w WHERE w.seen_at < now() - interval '1 day' AND NOT EXISTS (
-        SELECT FROM scenario_jobs j WHERE j.worker_id = w.id AND ${OWED})`;
-  }
-
-  /**
-   * Up to `limit` jobs that the queue must know, by id after `after`: queued ones at least `ageMs` old, and
-   * processing ones whose worker has not been heard of for `lostMs`.
-   */
-  async findDependingOnQueue(after: string, limit: number, ageMs: number, lostMs: number) {
-    // One status at a time: so the index of unfinished jobs is in order, and no finished row is looked at.
-    return this.database.$queryRaw<{ jobId: string; runId: string | null }[]>`
-      (SELECT j.id AS "jobId", j.run_id::text AS "runId" FROM scenario_jobs j
-       WHERE j.status = 'queued' AND j.id > ${after} AND j.created_at < now() - ${ageMs}::int * interval '1 ms'
-       ORDER BY j.id LIMIT ${limit}::int)
-      UNION ALL
-      (SELECT j.id AS "jobId", j.run_id::text AS "runId" FROM scenario_jobs j
-       WHERE j.status = 'processing' AND j.id > ${after} AND ${isLost(lostMs)}
-       ORDER BY j.id LIMIT ${limit}::int)
-      ORDER BY "jobId" LIMIT ${limit}::int`;
-  }
-
   /** How many jobs wait and run, and how many cancelled runs are not yet confirmed to be gone. */
   async countUnfinished(): Promise<JobCounts> {
     const [counts] = await this.database.$queryRaw<[JobCounts]>`
@@ -456,21 +228,5 @@ export class JobRepository {
         (SELECT count(*) FROM scenario_jobs WHERE status = 'processing')::float8 AS processing,
         (SELECT count(*) FROM scenario_jobs j WHERE ${OWED} AND j.status = 'cancelled')::float8 AS stopping`;
     return counts;
-  }
-
-  /**
-   * Runs `work`, for no longer than `limitMs`, unless another process is running it. The lock is Postgres's own and ends
-   * with the transaction, so a dead process holds nothing; and Postgres ends the transaction of a frozen one.
-   */
-  async exclusively(work: () => Promise<void>, limitMs: number): Promise<void> {
-    await this.database.$transaction(
-      async (transaction) => {
-        const [lock] = await transaction.$queryRaw<[{ mine: boolean }]>`
-          SELECT pg_try_advisory_xact_lock(hashtext('scenario-jobs reconciler')) AS mine,
-            set_config('idle_in_transaction_session_timeout', ${String(limitMs)}, true) AS "limitMs"`;
-        if (lock.mine) await work();
-      },
-      { timeout: limitMs },
-    );
   }
 }

@@ -4,12 +4,10 @@ import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { Metrics } from '../../../infrastructure/metrics';
 import { connectPatiently, type RedisConnection } from '../../../infrastructure/redis';
 import { cancelChannel, listenAt, parseMessage } from '../doorbell';
-import { JobRepository, type OwedRun } from '../job.repository';
+import { RunRepository } from '../run.repository';
+import { type OwedRun, WorkerRepository } from '../worker.repository';
 import { type ActiveRun, ActiveRuns } from './active-runs';
 import { WORKER_ID } from './worker-id';
-
-/** The jobs by a connection to Postgres of its own, which no statement that waits for a row can take. */
-export const JOBS_TO_ASK_ABOUT = Symbol('JOBS_TO_ASK_ABOUT');
 
 /** A subscription without an answer for this long is dead, and is made anew. */
 const DEAF_MS = 5000;
@@ -39,8 +37,8 @@ export class CancelListener {
   readonly alive = new Promise<void>((resolve) => (this.sayAlive = resolve));
 
   constructor(
-    @Inject(JOBS_TO_ASK_ABOUT) private readonly asked: JobRepository,
-    private readonly jobs: JobRepository,
+    private readonly workers: WorkerRepository,
+    private readonly repository: RunRepository,
     private readonly runs: ActiveRuns,
     private readonly metrics: Metrics,
     @Inject(WORKER_ID) private readonly workerId: string,
@@ -129,8 +127,8 @@ export class CancelListener {
     try {
       // The doorbell is in a hurry, and a sign of life costs a commit: that is for the poll.
       const owed = await (source === 'doorbell'
-        ? this.asked.findOwed(this.workerId)
-        : this.asked.reportAlive(this.workerId));
+        ? this.workers.findOwed(this.workerId)
+        : this.workers.reportAlive(this.workerId));
       // Without signs of life others take this worker for dead, whatever it can still read. What it is told is as old as
       // its question.
       if (source !== 'doorbell') {
@@ -171,11 +169,11 @@ export class CancelListener {
         const neverBegun = this.runs.hasNeverBegun(runId);
         if (status === 'cancelled') {
           const how = neverBegun ? 'graceful' : 'worker_lost';
-          const seconds = await this.jobs.confirmStopped({ jobId, runId }, how);
+          const seconds = await this.repository.confirmStopped({ jobId, runId }, how);
           if (seconds === undefined) continue;
           this.metrics.repairs.inc({ repair: 'orphan_confirmed' });
           this.logger.warn({ jobId, runId, how }, 'confirmed the stop of a run that this worker does not run');
-        } else if (await this.jobs.requeue({ jobId, runId }, { countsAsAttempt: !neverBegun })) {
+        } else if (await this.repository.requeue({ jobId, runId }, { countsAsAttempt: !neverBegun })) {
           this.metrics.repairs.inc({ repair: 'orphan_requeued' });
           this.logger.warn({ jobId, runId }, 'requeued a run that this worker does not run');
         }

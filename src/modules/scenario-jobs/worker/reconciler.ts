@@ -3,7 +3,7 @@ import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { Metrics } from '../../../infrastructure/metrics';
 import { JobQueue } from '../job-queue';
-import { JobRepository } from '../job.repository';
+import { RepairRepository } from '../repair.repository';
 
 const PAGE = 1000;
 /** A create is between its two writes for no longer than this. */
@@ -28,7 +28,7 @@ export class Reconciler {
   private pass: Promise<void> | undefined;
 
   constructor(
-    private readonly jobs: JobRepository,
+    private readonly repository: RepairRepository,
     private readonly queue: JobQueue,
     private readonly metrics: Metrics,
     @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
@@ -54,10 +54,10 @@ export class Reconciler {
 
   private async reconcile(): Promise<void> {
     try {
-      await this.jobs.exclusively(async () => {
+      await this.repository.exclusively(async () => {
         await this.confirmLost();
         await this.repairQueue(performance.now() + PASS_LIMIT_MS);
-        await this.jobs.forgetOldWorkers();
+        await this.repository.forgetOldWorkers();
       }, LOCK_LIMIT_MS);
     } catch (error) {
       this.logger.warn({ err: error }, 'reconciler pass failed, will try again');
@@ -65,20 +65,20 @@ export class Reconciler {
   }
 
   private async confirmLost(): Promise<void> {
-    for (const { jobId, runId } of await this.jobs.confirmLost(this.settings.WORKER_LOST_MS)) {
+    for (const { jobId, runId } of await this.repository.confirmLost(this.settings.WORKER_LOST_MS)) {
       this.repaired('worker_lost', jobId, runId);
     }
   }
 
   private async repairQueue(until: number): Promise<void> {
     for (let after = ''; !this.stopped && performance.now() < until;) {
-      const page = await this.jobs.findDependingOnQueue(after, PAGE, SETTLED_MS, this.settings.WORKER_LOST_MS);
+      const page = await this.repository.findDependingOnQueue(after, PAGE, SETTLED_MS, this.settings.WORKER_LOST_MS);
       const missing = new Set(await this.queue.missing(page.map(({ jobId }) => jobId)));
       const unknown = page.filter(({ jobId }) => missing.has(jobId));
       const lost = unknown.flatMap(({ jobId, runId }) => (runId ? [{ jobId, runId }] : []));
-      if (lost.length > 0) await this.jobs.requeueLost(lost);
+      if (lost.length > 0) await this.repository.requeueLost(lost);
       // Cancelled since the page was read, and taken out of the queue: that is not missing.
-      const queued = await this.jobs.queuedAmong([...missing]);
+      const queued = await this.repository.queuedAmong([...missing]);
       const added: string[] = [];
       for (const { jobId, runId } of unknown) {
         if (this.stopped || performance.now() > until) break;
@@ -96,7 +96,7 @@ export class Reconciler {
 
   /** Cancelled while they were being added, and taken out of the queue before they were in it. What runs is locked there. */
   private async takeBack(added: string[], until: number): Promise<void> {
-    const queued = await this.jobs.queuedAmong(added);
+    const queued = await this.repository.queuedAmong(added);
     for (const jobId of added) {
       // One that is left there is refused when its turn comes.
       if (performance.now() > until) return;

@@ -5,7 +5,7 @@ import { isDatabaseUnavailable } from '../../../infrastructure/database-errors';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { Metrics } from '../../../infrastructure/metrics';
 import { type StopKind } from '../job-status';
-import { type ClaimedJob, JobRepository, type Run } from '../job.repository';
+import { type ClaimedJob, type Run, RunRepository } from '../run.repository';
 import { ActiveRun, ActiveRuns, type StopReason } from './active-runs';
 import { atMostEvery } from './at-most-every';
 import { PROGRESS_EVERY_MS } from './task-messages';
@@ -52,7 +52,7 @@ const BUILT_IN_TASK = require.resolve('../tasks/generate-scenario');
 @Injectable()
 export class RunJob {
   constructor(
-    private readonly jobs: JobRepository,
+    private readonly repository: RunRepository,
     private readonly runs: ActiveRuns,
     private readonly watchdog: Watchdog,
     private readonly metrics: Metrics,
@@ -105,7 +105,7 @@ export class RunJob {
 
   private async claim(run: ActiveRun) {
     try {
-      return await this.jobs.claim(run, this.workerId, this.settings.WORKER_LOST_MS);
+      return await this.repository.claim(run, this.workerId, this.settings.WORKER_LOST_MS);
     } catch (error) {
       // Perhaps it was committed all the same.
       this.runs.rememberNeverBegun(run);
@@ -149,7 +149,7 @@ export class RunJob {
     const { SCENARIO_TASK = BUILT_IN_TASK, WATCHDOG_MS } = this.settings;
     try {
       const isOld = performance.now() - run.began > WATCHDOG_MS;
-      if (!isOld || (await this.jobs.isProcessing(run))) task.start(SCENARIO_TASK, inputOf(job));
+      if (!isOld || (await this.repository.isProcessing(run))) task.start(SCENARIO_TASK, inputOf(job));
       else run.stop('superseded');
     } catch (error) {
       logger.warn({ err: error }, 'could not ask whether the job is still to be run');
@@ -200,7 +200,7 @@ export class RunJob {
       case 'returned': {
         const { scenario, error } = parseResult(end.result);
         if (error) return this.fail(run, error);
-        return (await this.jobs.complete(run, scenario)) ? { kind: 'completed' } : undefined;
+        return (await this.repository.complete(run, scenario)) ? { kind: 'completed' } : undefined;
       }
       case 'threw':
         return end.error.retryable ? this.retry(run, job, end.error) : this.fail(run, end.error);
@@ -216,16 +216,16 @@ export class RunJob {
   /** Has the job run again later, unless this was its last attempt. */
   private async retry(run: Run, { attempt }: ClaimedJob, error: RunError): Promise<Outcome | undefined> {
     if (attempt >= this.settings.MAX_ATTEMPTS) return this.fail(run, error);
-    if (!(await this.jobs.requeue(run, { countsAsAttempt: true }))) return undefined;
+    if (!(await this.repository.requeue(run, { countsAsAttempt: true }))) return undefined;
     return { kind: 'retry', delayMs: this.backoff(attempt) };
   }
 
   private async fail(run: Run, error: RunError): Promise<Outcome | undefined> {
-    return (await this.jobs.fail(run, error)) ? { kind: 'failed', code: error.code } : undefined;
+    return (await this.repository.fail(run, error)) ? { kind: 'failed', code: error.code } : undefined;
   }
 
   private async interrupt(run: Run, attempt: { countsAsAttempt: boolean }): Promise<Outcome | undefined> {
-    return (await this.jobs.requeue(run, attempt)) ? { kind: 'interrupted' } : undefined;
+    return (await this.repository.requeue(run, attempt)) ? { kind: 'interrupted' } : undefined;
   }
 
   /**
@@ -254,13 +254,13 @@ export class RunJob {
   }
 
   private async confirmOrExplain(run: ActiveRun, how: StopKind): Promise<Outcome> {
-    const seconds = await this.jobs.confirmStopped(run, how);
+    const seconds = await this.repository.confirmStopped(run, how);
     if (seconds !== undefined) {
       this.metrics.stopSeconds.observe({ how }, seconds);
       return { kind: 'cancelled', how };
     }
     // Or this run has recorded its end before, and the answer was lost.
-    const recorded = await this.jobs.findEnd(run);
+    const recorded = await this.repository.findEnd(run);
     if (recorded?.status === 'completed') return { kind: 'completed' };
     if (recorded?.status === 'failed') return { kind: 'failed', code: recorded.errorCode ?? '' };
     return recorded ? { kind: 'cancelled', how } : { kind: 'superseded' };

@@ -1,5 +1,5 @@
 import { isAtMost, isStorable } from '../../../infrastructure/text';
-import { type NewScenario } from '../job.repository';
+import { type NewScenario } from '../run.repository';
 
 const MAX_NAME = 255;
 const MAX_SLUG = 80;

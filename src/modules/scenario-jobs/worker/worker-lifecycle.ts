@@ -3,7 +3,7 @@ import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { LONGEST_STATEMENT_MS } from '../../../infrastructure/database';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { within } from '../../../infrastructure/within';
-import { JobRepository } from '../job.repository';
+import { WorkerRepository } from '../worker.repository';
 import { ActiveRuns } from './active-runs';
 import { CancelListener } from './cancel-listener';
 import { QueueConsumer } from './queue-consumer';
@@ -28,7 +28,7 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
     private readonly reconciler: Reconciler,
     private readonly consumer: QueueConsumer,
     private readonly runs: ActiveRuns,
-    private readonly jobs: JobRepository,
+    private readonly workers: WorkerRepository,
     @Inject(WORKER_ID) private readonly workerId: string,
     @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
     @Inject(LOGGER) private readonly logger: Logger,
@@ -83,7 +83,7 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
 
   private async sayFarewell(): Promise<void> {
     await Promise.all([this.consumer.stop(), this.reconciler.stop(), this.listener.stop()]);
-    await this.jobs.reportGone(this.workerId);
+    await this.workers.reportGone(this.workerId);
   }
 
   private async atMost(milliseconds: number, what: string, work: Promise<unknown>): Promise<void> {
