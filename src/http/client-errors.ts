@@ -39,7 +39,7 @@ export function refuseConnection(
     if (!begun) logger.info({ requestId, status: refusal.status, error: refusal.code }, 'not a request');
     socket.end(responseOf(refusal, requestId));
   };
-  const earlier = [...connection.unanswered].filter(({ req }) => req.complete);
+  const earlier = [...connection.unanswered.keys()].filter(({ req }) => req.complete);
   void Promise.all(earlier.map((response) => new Promise((closed) => response.once('close', closed)))).then(refuse);
 }
 

@@ -1,10 +1,13 @@
 import { type Server, type ServerResponse } from 'node:http';
 import { type Socket } from 'node:net';
+import { type Logger } from '../infrastructure/logger';
 
 /** What is known of a client's connection. */
 export type Connection = {
-  /** The answers that are still to be given, in the order of their requests. */
-  unanswered: Set<ServerResponse>;
+  /** The answers that are still to be given, in the order of their requests, each with the one before it. */
+  unanswered: Map<ServerResponse, ServerResponse | undefined>;
+  /** How many of these are to requests that do not only read. */
+  unsafe: number;
   newest?: ServerResponse;
   /** Whether it has been told that what it sent is no request. */
   refused: boolean;
@@ -12,6 +15,11 @@ export type Connection = {
 
 /** Methods that only read. */
 const SAFE = new Set(['GET', 'HEAD', 'OPTIONS']);
+/**
+ * A connection with more requests than this still to be answered is cut: they wait in memory, before any key is looked at.
+ * Clients that do not wait for each answer send some dozens.
+ */
+const MOST_UNANSWERED = 256;
 /** How often connections are looked at while the server closes. */
 const LOOK_EVERY_MS = 50;
 /** What has not arrived in full by then is not waited for. */
@@ -22,17 +30,30 @@ export class Connections {
   private readonly open = new Map<Socket, Connection>();
   private closing = false;
 
+  constructor(private readonly logger: Logger) {}
+
   watch(server: Server): void {
     server.on('connection', (socket) => {
-      this.open.set(socket, { unanswered: new Set(), refused: false });
+      this.open.set(socket, { unanswered: new Map(), unsafe: 0, refused: false });
       socket.once('close', () => this.open.delete(socket));
     });
-    server.on('request', ({ socket }, response) => {
+    // Before Fastify hears of it.
+    server.prependListener('request', ({ socket, method = '' }, response) => {
       const connection = this.open.get(socket);
       if (!connection) return;
+      const { unanswered, newest } = connection;
+      const unsafe = SAFE.has(method) ? 0 : 1;
       connection.newest = response;
-      connection.unanswered.add(response);
-      response.once('close', () => connection.unanswered.delete(response));
+      connection.unsafe += unsafe;
+      unanswered.set(response, newest);
+      if (unanswered.size > MOST_UNANSWERED && !socket.destroyed) {
+        this.logger.warn({ unanswered: unanswered.size }, 'connection cut: too many requests at once');
+        socket.destroy();
+      }
+      response.once('close', () => {
+        unanswered.delete(response);
+        connection.unsafe -= unsafe;
+      });
     });
   }
 
@@ -46,8 +67,10 @@ export class Connections {
    * the job as it was.
    */
   unansweredBefore(response: ServerResponse): ServerResponse | undefined {
-    const earlier = [...(this.open.get(response.req.socket)?.unanswered ?? [])].filter((one) => one !== response);
-    return [...earlier, response].every(({ req }) => SAFE.has(req.method ?? '')) ? undefined : earlier.at(-1);
+    const connection = this.open.get(response.req.socket);
+    if (!connection || connection.unsafe === 0) return undefined;
+    const before = connection.unanswered.get(response);
+    return before && connection.unanswered.has(before) ? before : undefined;
   }
 
   /**

@@ -223,6 +223,27 @@ describe('requests that are sent before the answer to an earlier one', () => {
   });
 });
 
+describe('however many requests one connection sends at once', () => {
+  const requests = (count: number, last: string) =>
+    'DELETE /rest/v1/scenario-studio/jobs/j1o2b3i4d5x6 HTTP/1.1\r\nHost: x\r\n\r\n'.repeat(count) +
+    `GET /livez HTTP/1.1\r\nHost: x\r\nConnection: ${last}\r\n\r\n`;
+
+  it('answers some dozens, in their order', async () => {
+    const methods = [...Array<string>(100).fill('DELETE'), 'GET'];
+    const { answers } = parseAnswers(Buffer.from(await rawHttp(system.api.url!, requests(100, 'close'))), methods);
+    expect(answers.map(({ status }) => status)).toEqual([...Array<number>(100).fill(401), 200]);
+  });
+
+  it('keeps nobody else waiting for thousands, and cuts the connection', async () => {
+    const cut = rawHttp(system.api.url!, requests(20_000, 'keep-alive'));
+    expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
+    const { answers } = parseAnswers(Buffer.from(await cut), []);
+    expect(answers.length).toBeLessThan(20_000);
+    expect(await system.api.untilLogged('connection cut: too many requests at once')).toMatchObject({ level: 'warn' });
+    expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
+  });
+});
+
 describe('a connection that is kept', () => {
   it('is kept for longer than a balancer keeps one, and its caller is told', async () => {
     const { headers } = await fetch(`${system.api.url}/livez`);
