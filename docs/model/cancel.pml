@@ -163,7 +163,7 @@ missing:
      fi;
      atomic { /* RepairRepository.requeueLost */
        if
-       :: lost != 0 && status == processing && current == lost -> status = queued; current = 0; owner = 0
+       :: lost != 0 && status == processing && current == lost && LOST(owner) -> status = queued; current = 0; owner = 0
        :: else -> skip
        fi };
      if /* RepairRepository.queuedAmong */

@@ -84,9 +84,13 @@ describe('settings', () => {
     expect(faultsOf({ ...REQUIRED, REDIS_URL })).toEqual([
       'REDIS_URL must be one URL, or REDIS_MODE sentinel or cluster',
     ]);
-    expect(faultsOf({ ...REQUIRED, REDIS_URL, REDIS_MODE: 'cluster', QUEUE_PREFIX: 'jobs' })).toEqual([
-      'QUEUE_PREFIX must have a part in braces on a cluster',
-    ]);
+    // Redis looks at the first braces only, and not at empty ones.
+    for (const QUEUE_PREFIX of ['jobs', '{}{jobs}']) {
+      expect(faultsOf({ ...REQUIRED, REDIS_URL, REDIS_MODE: 'cluster', QUEUE_PREFIX })).toEqual([
+        'QUEUE_PREFIX must have a part in braces on a cluster',
+      ]);
+    }
+    expect(faultsOf({ ...REQUIRED, REDIS_URL, REDIS_MODE: 'cluster', QUEUE_PREFIX: 'a:{b}' })).toHaveLength(1);
     expect(parseSettings({ ...REQUIRED, REDIS_URL, REDIS_MODE: 'cluster' }).REDIS_URL).toEqual([
       'redis://a:1',
       'redis://b:2',

@@ -140,7 +140,11 @@ export const SETTINGS = {
     90_000,
     'A worker that has given no sign of life in Postgres for this long counts as dead. More than `BLIND_MS` and `WATCHDOG_MS`.',
   ),
-  RECONCILE_MS: milliseconds(10_000, 'How often rows and queue are compared and repaired. At least 50.', 50),
+  RECONCILE_MS: milliseconds(
+    10_000,
+    'How often each worker compares rows and queue, and repairs what differs. At least 50.',
+    50,
+  ),
   DRAIN_MS: milliseconds(25_000, 'How long a worker told to shut down waits for its runs before it stops them.', 0),
 } as const;
 
@@ -149,6 +153,9 @@ export type Settings = { readonly [Name in keyof typeof SETTINGS]: z.output<(typ
 /** Says what is wrong, or nothing. */
 type Rule = (settings: Partial<Settings>) => string | false | 0 | undefined;
 
+/** The part of a key that chooses its node: what the first braces hold, if they hold anything. */
+const HASH_TAG = /^[^{]*\{[^}]+\}/;
+
 /** Rules over several variables. */
 const RULES: Rule[] = [
   ({ BLIND_MS: blind, CANCEL_POLL_MS: poll }) =>
@@ -156,7 +163,7 @@ const RULES: Rule[] = [
   ({ REDIS_MODE: mode, REDIS_URL: urls }) =>
     mode === 'single' && urls && urls.length > 1 && 'REDIS_URL must be one URL, or REDIS_MODE sentinel or cluster',
   ({ REDIS_MODE: mode, QUEUE_PREFIX: prefix }) =>
-    mode === 'cluster' && !/\{.+\}/.test(prefix ?? '{}') && 'QUEUE_PREFIX must have a part in braces on a cluster',
+    mode === 'cluster' && prefix && !HASH_TAG.test(prefix) && 'QUEUE_PREFIX must have a part in braces on a cluster',
   ({ WORKER_LOST_MS: lost, BLIND_MS: blind }) =>
     lost && blind && lost <= blind && 'WORKER_LOST_MS must be longer than BLIND_MS',
   ({ WORKER_LOST_MS: lost, WATCHDOG_MS: watchdog }) =>

@@ -115,7 +115,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
     const logger = pino({ level: 'silent' });
     const settings = parseSettings(system.settings);
     const queue = new JobQueue(settings, logger);
-    const cancelJob = new CancelJob(new Revoked(database), queue, new Metrics(), settings, logger);
+    const cancelJob = new CancelJob(new Revoked(database), queue, new Metrics(), logger);
     const identify = async () => {
       const owner = await new ApiKeyRepository(database).findOwner(hash);
       if (!owner) throw new Error('the key does not work');
@@ -225,7 +225,8 @@ describe('whoever writes first wins, and the other learns of it', () => {
     const second = new ActiveRun(first.jobId);
     const { started_at: startedAt } = await system.row(first.jobId);
     expect(await runs.claim(second, 'worker-1', LOST_MS)).toMatchObject({ attempt: 2 });
-    await new RepairRepository(database).requeueLost([first]);
+    // Nor is a run given back whose worker lives, or has come back since.
+    await new RepairRepository(database).requeueLost([first, second], LOST_MS);
     expect(await system.row(first.jobId)).toMatchObject({
       status: 'processing',
       run_id: second.runId,

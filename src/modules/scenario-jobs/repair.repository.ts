@@ -9,8 +9,9 @@ export class RepairRepository {
   constructor(private readonly database: Database) {}
 
   /**
-   * Runs `work`, for no longer than `limitMs`, unless another process is running it. The lock is Postgres's own and ends
-   * with the transaction, so a dead process holds nothing; and Postgres ends the transaction of a frozen one.
+   * Runs `work` unless another process is running it. The lock is Postgres's own and ends with the transaction, so a dead
+   * process holds nothing. It lasts `limitMs` at most, also when the process freezes; work that takes longer goes on
+   * without it.
    */
   async exclusively(work: () => Promise<void>, limitMs: number): Promise<void> {
     await this.database.$transaction(
@@ -55,14 +56,14 @@ export class RepairRepository {
       ORDER BY "jobId" LIMIT ${limit}::int`;
   }
 
-  /** Gives the jobs of lost runs back to the queue. */
-  async requeueLost(runs: Run[]): Promise<void> {
+  /** Gives the jobs of runs back to the queue, if their worker has still not been heard of for `lostMs`. */
+  async requeueLost(runs: Run[], lostMs: number): Promise<void> {
     await this.database.$executeRaw`
       WITH lost AS MATERIALIZED (
         SELECT j.id
         FROM unnest(${runs.map(({ jobId }) => jobId)}::text[], ${runs.map(({ runId }) => runId)}::uuid[]) AS r (job_id, run_id)
         JOIN scenario_jobs j ON j.id = r.job_id AND j.run_id = r.run_id
-        WHERE j.status = 'processing'
+        WHERE j.status = 'processing' AND ${isLost(lostMs)}
         FOR UPDATE OF j SKIP LOCKED
       )
       UPDATE scenario_jobs j SET status = 'queued', run_id = NULL, worker_id = NULL, stop_token = NULL

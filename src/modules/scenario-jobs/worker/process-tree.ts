@@ -20,8 +20,9 @@ const NAME = Buffer.from(`${RUN_ID_VARIABLE}=`);
 /** As much of a run's id as is read. */
 const MOST_ID = 64;
 
-/** So many processes are looked at at the same time; fewer once there were too few file descriptors for that. */
-let atOnce = 16;
+/** So many processes are looked at at the same time; fewer while there are too few file descriptors for that. */
+const MOST_AT_ONCE = 16;
+let atOnce = MOST_AT_ONCE;
 /** What still lives this long after SIGKILL lives on: it is not ours to kill (setuid programs), or the kernel holds it. */
 const SURVIVES_MS = 10_000;
 /** So often one look looks for what has begun meanwhile. */
@@ -149,6 +150,7 @@ async function readProcesses(): Promise<Process[]> {
       processes.push(...read.filter((one) => one !== undefined));
     }
   }
+  atOnce = Math.min(2 * atOnce, MOST_AT_ONCE);
   return processes;
 }
 

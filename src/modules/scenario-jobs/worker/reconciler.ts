@@ -8,7 +8,7 @@ import { RepairRepository } from '../repair.repository';
 const PAGE = 1000;
 /** A create is between its two writes for no longer than this. */
 const SETTLED_MS = 2000;
-/** Longest pass. The next one, on whichever worker, begins anew: what this one has repaired is no longer missing. */
+/** Longest pass. This worker's next one goes on where it ended. */
 const PASS_LIMIT_MS = 60_000;
 /** A pass has its lock for longer than it works, the questions included that it has asked by then. */
 const LOCK_LIMIT_MS = PASS_LIMIT_MS + 30_000;
@@ -26,6 +26,8 @@ export class Reconciler {
   private timer: NodeJS.Timeout | undefined;
   private stopped = false;
   private pass: Promise<void> | undefined;
+  /** The job after which the next pass goes on; none, and it begins with the first. */
+  private after = '';
 
   constructor(
     private readonly repository: RepairRepository,
@@ -71,12 +73,17 @@ export class Reconciler {
   }
 
   private async repairQueue(until: number): Promise<void> {
-    for (let after = ''; !this.stopped && performance.now() < until;) {
-      const page = await this.repository.findDependingOnQueue(after, PAGE, SETTLED_MS, this.settings.WORKER_LOST_MS);
+    while (!this.stopped && performance.now() < until) {
+      const page = await this.repository.findDependingOnQueue(
+        this.after,
+        PAGE,
+        SETTLED_MS,
+        this.settings.WORKER_LOST_MS,
+      );
       const missing = new Set(await this.queue.missing(page.map(({ jobId }) => jobId)));
       const unknown = page.filter(({ jobId }) => missing.has(jobId));
       const lost = unknown.flatMap(({ jobId, runId }) => (runId ? [{ jobId, runId }] : []));
-      if (lost.length > 0) await this.repository.requeueLost(lost);
+      if (lost.length > 0) await this.repository.requeueLost(lost, this.settings.WORKER_LOST_MS);
       // Cancelled since the page was read, and taken out of the queue: that is not missing.
       const queued = await this.repository.queuedAmong([...missing]);
       const added: string[] = [];
@@ -88,9 +95,11 @@ export class Reconciler {
         this.repaired(runId ? 'requeued' : 'added', jobId, runId);
       }
       await this.takeBack(added, until);
-      const last = page.at(-1);
-      if (!last || page.length < PAGE) return;
-      after = last.jobId;
+      // Some of this page may be left: it is read once more.
+      if (performance.now() > until) return;
+      const isLast = page.length < PAGE;
+      this.after = isLast ? '' : (page.at(-1)?.jobId ?? '');
+      if (isLast) return;
     }
   }
 
