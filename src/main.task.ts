@@ -2,13 +2,12 @@
  * The process of one run. It loads one task module, runs it, reports and ends. It knows neither Postgres nor
  * Redis, and imports next to nothing, for it is started anew for each run.
  *
- * It sends `ready`; its worker sends `start`, `stop` or one after the other; it sends `acknowledged` when its event loop
+ * It sends `ready`; its worker answers with `start`, with `stop`, or with `start` and later `stop`; it sends `acknowledged` when its event loop
  * comes round to the stop, `progress`, and at the end `returned` or `threw`.
  */
 import { access } from 'node:fs';
 import { Socket } from 'node:net';
 import { pathToFileURL } from 'node:url';
-import { type StopReason } from './modules/scenario-jobs/worker/active-runs';
 import { atMostEvery } from './modules/scenario-jobs/worker/at-most-every';
 import { readLines } from './modules/scenario-jobs/worker/lines';
 import {
@@ -19,6 +18,7 @@ import {
   MAX_RESULT,
   PROGRESS_EVERY_MS,
   shorten,
+  type StopReason,
   type TaskError,
   toLine,
   type ToTask,

@@ -3,6 +3,8 @@ import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom
 
 /** From a doorbell on the loopback to a task killed after its whole grace. */
 const STOP_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 30, 60];
+/** From a queue that is empty, or a task that fails at once, to the default of `TASK_TIMEOUT_MS` and twice that. */
+const JOB_BUCKETS = [0.05, 0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 900, 1800];
 const HTTP_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
 
 /** Jobs that wait and run, and cancelled runs that are not yet confirmed to be gone. */
@@ -45,6 +47,13 @@ export class Metrics {
     'Differences between rows, queue and workers that were repaired',
     ['repair'],
   );
+  readonly waitSeconds = this.histogram(
+    'scenario_jobs_wait_seconds',
+    'From the create until the job was claimed for the first time',
+    JOB_BUCKETS,
+    [],
+  );
+  readonly runSeconds = this.histogram('scenario_jobs_run_seconds', 'How long tasks ran', JOB_BUCKETS, ['outcome']);
   readonly runs = this.gauge('scenario_jobs_runs_in_progress', 'Runs of this worker', []);
 
   constructor() {

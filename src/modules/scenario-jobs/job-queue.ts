@@ -4,7 +4,7 @@ import { SETTINGS_TOKEN, type Settings } from '../../config/settings';
 import { LOGGER, type Logger } from '../../infrastructure/logger';
 import { connectImpatiently, type RedisConnection } from '../../infrastructure/redis';
 import { within } from '../../infrastructure/within';
-import { type CancelMessage, ring } from './doorbell';
+import { cancelChannel, type CancelMessage, ring } from './doorbell';
 
 export const QUEUE_NAME = 'scenario-jobs';
 
@@ -31,7 +31,10 @@ export class JobQueue implements OnApplicationShutdown {
   private readonly redis: RedisConnection;
   private readonly queue: Queue;
 
-  constructor(@Inject(SETTINGS_TOKEN) settings: Settings, @Inject(LOGGER) logger: Logger) {
+  constructor(
+    @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
+    @Inject(LOGGER) logger: Logger,
+  ) {
     this.redis = connectImpatiently(settings, logger, REDIS_LIMIT_MS);
     this.queue = new Queue(QUEUE_NAME, {
       connection: this.redis,
@@ -60,7 +63,8 @@ export class JobQueue implements OnApplicationShutdown {
   }
 
   /** Rings the doorbell of a worker. Returns how many heard it. */
-  async ring(channel: string, message: CancelMessage): Promise<number> {
+  async ring(workerId: string, message: CancelMessage): Promise<number> {
+    const channel = cancelChannel(this.settings, workerId);
     return this.limited('doorbell', () => ring(this.redis, channel, message));
   }
 

@@ -127,6 +127,11 @@ export class JobRepository {
   private readonly cancels = new Batches<CancelRequest, CancelledJob | undefined>((requests) =>
     this.cancelTogether(requests),
   );
+  /** Of a batch that failed, each by itself. */
+  private readonly cancelsAlone = new Batches<CancelRequest, CancelledJob | undefined>(
+    (requests) => this.cancelTogether(requests),
+    { atOnce: 2, size: 1 },
+  );
 
   constructor(private readonly database: Database) {}
 
@@ -194,7 +199,7 @@ export class JobRepository {
     } catch (error) {
       // Whether it was committed is not known then. Any other error may be due to another request.
       if (isDatabaseUnavailable(error)) throw error;
-      return (await this.cancelTogether([request]))[0];
+      return this.cancelsAlone.call(request);
     }
   }
 

@@ -2,7 +2,7 @@ import { Injectable } from '@nestjs/common';
 import { Database } from '../../infrastructure/database';
 import { isUniqueViolation } from '../../infrastructure/database-errors';
 import { newId } from '../../infrastructure/ids';
-import { isCancellable, type JobStatus, type StopKind } from './job-status';
+import { isTerminal, JOB_STATUSES, type JobStatus, type StopKind } from './job-status';
 import { isLost, NOT_FINISHED } from './job.sql';
 
 /** What a worker gets when it claims a job. */
@@ -14,6 +14,8 @@ export type ClaimedJob = {
   context: string | null;
   scenarioSlug: string | null;
   requestId: string | null;
+  /** Seconds since it was created, if this is its first claim. */
+  waitedSeconds: number | null;
 };
 
 /** One run of a job; only the newest may record anything. */
@@ -49,12 +51,13 @@ export class RunRepository {
           attempt = attempt + 1, started_at = COALESCE(started_at, now())
       WHERE j.id = ${jobId} AND ${NOT_FINISHED} AND (j.status = 'queued' OR ${isLost(lostMs)})
       RETURNING id, attempt, user_email AS "userEmail", prompt, context, scenario_slug AS "scenarioSlug",
-                request_id AS "requestId"`;
+                request_id AS "requestId",
+                CASE WHEN started_at = now()::timestamptz(3) THEN EXTRACT(EPOCH FROM started_at - created_at)::float8 END AS "waitedSeconds"`;
     if (rows[0]) return rows[0];
     // It may have been requeued since: then it can be claimed at the next try.
     const job = await this.database.job.findUnique({ where: { id: jobId }, select: { status: true } });
     if (!job) return 'missing';
-    return isCancellable(job.status) ? 'taken' : 'finished';
+    return isTerminal(job.status) ? 'finished' : 'taken';
   }
 
   /**
@@ -131,7 +134,7 @@ export class RunRepository {
   /** What the run's job ended as, if it ended with this run. */
   async findEnd({ jobId, runId }: Run): Promise<{ status: JobStatus; errorCode: string | null } | null> {
     return this.database.job.findFirst({
-      where: { id: jobId, runId, status: { in: ['completed', 'failed', 'cancelled'] } },
+      where: { id: jobId, runId, status: { in: JOB_STATUSES.filter(isTerminal) } },
       select: { status: true, errorCode: true },
     });
   }

@@ -1,10 +1,8 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { type Caller, type PresentedKey } from '../../../auth/caller';
-import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { Metrics } from '../../../infrastructure/metrics';
-import { cancelChannel } from '../doorbell';
 import { JobQueue } from '../job-queue';
 import { type CancelledJob, JobRepository, type JobRow } from '../job.repository';
 import { JobNotCancellable, JobNotFound, RowLocked } from '../job.errors';
@@ -38,11 +36,11 @@ export class CancelJob {
     private readonly jobs: JobRepository,
     private readonly queue: JobQueue,
     private readonly metrics: Metrics,
-    @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
     @Inject(LOGGER) private readonly logger: Logger,
   ) {
     // An alert on the first that fails needs the nought before it.
     for (const outcome of ['heard', 'unheard', 'failed']) metrics.doorbells.inc({ outcome }, 0);
+    metrics.finished.inc({ status: 'cancelled' }, 0);
   }
 
   async cancel(key: PresentedKey, jobId: string, idempotencyKey: string | null): Promise<Cancelled> {
@@ -52,8 +50,9 @@ export class CancelJob {
       key.belongsTo(cancelled.caller);
       return this.deliver(cancelled);
     });
-    if (!answer) throw new RowLocked(`job ${jobId}`);
-    return answer;
+    if (answer) return answer;
+    this.metrics.cancelRequests.inc({ from: 'none', outcome: 'locked' });
+    throw new RowLocked(`job ${jobId}`);
   }
 
   /**
@@ -102,7 +101,7 @@ export class CancelJob {
       }
       const { id: runId, workerId, stopToken } = run;
       const message = { jobId, runId, stopToken, cancelledAt: Number(completedAt) };
-      const heard = await this.queue.ring(cancelChannel(this.settings, workerId), message);
+      const heard = await this.queue.ring(workerId, message);
       this.metrics.doorbells.inc({ outcome: heard > 0 ? 'heard' : 'unheard' });
     } catch (error) {
       if (run) this.metrics.doorbells.inc({ outcome: 'failed' });

@@ -1,12 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { Injectable } from '@nestjs/common';
+import { type StopReason } from './task-messages';
 import { type TaskProcess } from './task-process';
-
-/**
- * Why a run is stopped; its task is told. `cancelled`: its job is. `superseded`: another run has taken over.
- * `interrupted`: this worker shuts down, or cannot ask Postgres any more. `timeout`: it takes too long.
- */
-export type StopReason = 'cancelled' | 'superseded' | 'interrupted' | 'timeout';
 
 /** So many runs that never began are remembered, the newest. */
 const MOST_NEVER_BEGUN = 1000;

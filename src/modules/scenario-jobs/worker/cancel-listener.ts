@@ -98,7 +98,7 @@ export class CancelListener {
       // Nothing comes on a subscription for hours: only an answer tells that it is still there.
       else this.subscription.ping().catch(() => undefined);
     }
-    // Whatever the answer: doorbells that come without end may not hold back the next sign of life.
+    // Before it asks: doorbells that come without end must not delay the next sign of life.
     this.timer = setTimeout(() => this.poll(), this.settings.CANCEL_POLL_MS);
     this.ask('poll');
   }

@@ -6,9 +6,9 @@ import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { Metrics } from '../../../infrastructure/metrics';
 import { type StopKind } from '../job-status';
 import { type ClaimedJob, type Run, RunRepository } from '../run.repository';
-import { ActiveRun, ActiveRuns, type StopReason } from './active-runs';
+import { ActiveRun, ActiveRuns } from './active-runs';
 import { atMostEvery } from './at-most-every';
-import { PROGRESS_EVERY_MS } from './task-messages';
+import { PROGRESS_EVERY_MS, type StopReason } from './task-messages';
 import { parseResult } from './task-result';
 import { type TaskEnd, TaskProcess } from './task-process';
 import { Watchdog } from './watchdog';
@@ -59,7 +59,10 @@ export class RunJob {
     @Inject(WORKER_ID) private readonly workerId: string,
     @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
     @Inject(LOGGER) private readonly logger: Logger,
-  ) {}
+  ) {
+    // An alert on the first of them needs the nought before it.
+    for (const status of ['completed', 'failed']) this.metrics.finished.inc({ status }, 0);
+  }
 
   async run(jobId: string): Promise<Outcome> {
     // The run is known here before Postgres knows it: a cancel that comes at once finds it.
@@ -81,6 +84,7 @@ export class RunJob {
     } else if (job === 'finished') logger.debug('run refused: the job is finished');
     if (typeof job === 'string') return { kind: 'refused' };
     run.claimed = true;
+    if (job.waitedSeconds !== null) this.metrics.waitSeconds.observe(job.waitedSeconds);
     if (job.attempt > this.settings.MAX_ATTEMPTS) {
       const lost = { code: 'WORKER_LOST', message: 'The job was given up: none of its attempts had a result' };
       return this.record(run, logger, NOT_BEGUN, () => this.fail(run, lost));
@@ -94,10 +98,13 @@ export class RunJob {
     this.metrics.runs.inc();
     try {
       const { end, how, reason } = await this.runTask(run, job, logger);
-      logger.info({ ms: Math.round(performance.now() - began), reason, how, end: brief(end) }, 'task ended');
-      return await this.record(run, logger, { reason, how }, () =>
+      const ms = Math.round(performance.now() - began);
+      logger.info({ ms, reason, how, end: brief(end) }, 'task ended');
+      const outcome = await this.record(run, logger, { reason, how }, () =>
         reason ? this.settleStopped(run, reason) : this.settle(run, job, end),
       );
+      this.metrics.runSeconds.observe({ outcome: outcome.kind }, ms / 1000);
+      return outcome;
     } finally {
       this.metrics.runs.dec();
     }

@@ -1,5 +1,4 @@
 import { truncate, storable } from '../../../infrastructure/text';
-import { type StopReason } from './active-runs';
 
 /** The socket on which a worker and the process of a run exchange lines of JSON, in the process of the run. */
 export const CHANNEL = 3;
@@ -13,6 +12,12 @@ export const MAX_PROGRESS = 4096;
 export const PROGRESS_EVERY_MS = 1000;
 const MAX_ERROR_MESSAGE = 1000;
 const ERROR_CODE = /^[A-Z][A-Z0-9_]{0,63}$/;
+
+/**
+ * Why a run is stopped; its task is told. `cancelled`: its job is. `superseded`: another run has taken over.
+ * `interrupted`: this worker shuts down, or cannot ask Postgres any more. `timeout`: it takes too long.
+ */
+export type StopReason = 'cancelled' | 'superseded' | 'interrupted' | 'timeout';
 
 /** What a worker tells the process of a run. */
 export type ToTask =

@@ -4,7 +4,6 @@ import { join } from 'node:path';
 import { type Duplex } from 'node:stream';
 import { within } from '../../../infrastructure/within';
 import { type StopKind } from '../job-status';
-import { type StopReason } from './active-runs';
 import { readLines } from './lines';
 import { isInGroup, killTrees, type ProcessTree, signalGroup } from './process-tree';
 import {
@@ -12,6 +11,7 @@ import {
   parseFromTask,
   PROGRESS_EVERY_MS,
   RUN_ID_VARIABLE,
+  type StopReason,
   type TaskError,
   toLine,
   type ToTask,
