@@ -2,8 +2,8 @@
  * The process of one run. It loads one task module, runs it, reports and ends. It knows neither Postgres nor
  * Redis, and imports next to nothing, for it is started anew for each run.
  *
- * It sends `ready`; its worker answers with `start`, with `stop`, or with `start` and later `stop`; it sends `acknowledged` when its event loop
- * comes round to the stop, `progress`, and at the end `returned` or `threw`.
+ * It sends `ready`; its worker answers with `start`, with `stop`, or with `start` and later `stop`; it sends
+ * `acknowledged` when its event loop comes round to the stop, `progress`, and at the end `returned` or `threw`.
  */
 import { access } from 'node:fs';
 import { Socket } from 'node:net';
@@ -220,9 +220,9 @@ function finish(message: FromTask): void {
 }
 
 /**
- * Once it was asked to stop, the process is not taken apart by Node, a quarter of the time that its end would take: after
- * the exit handlers of the task its group is killed, and with it whatever the task has started. What Node writes when it
- * ends, a profile or a coverage, is not written then.
+ * Once it was asked to stop, the process is not taken apart by Node, a quarter of the time that its end would take:
+ * after the exit handlers of the task its group is killed, and with it whatever the task has started. What Node writes
+ * when it ends, a profile or a coverage, is not written then.
  */
 function end(): void {
   if (stop.signal.aborted) process.on('exit', () => kill(-process.pid, 'SIGKILL'));

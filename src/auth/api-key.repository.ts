@@ -30,7 +30,7 @@ export class ApiKeyRepository {
 
   constructor(private readonly database: Database) {}
 
-  /** Whose key has this hash, or nothing if it is unknown, expired or revoked. Asks Postgres each time. */
+  /** Whose key has this hash, or undefined if it is unknown, expired or revoked. Asks Postgres each time. */
   async findOwner(hash: string): Promise<KeyOwner | undefined> {
     return this.lookUps.call(hash);
   }
@@ -87,8 +87,9 @@ export class ApiKeyRepository {
   }
 
   /**
-   * Makes a key with the name and the workspace of another, which ends at `oldEndsAt`. It expires when it is told, or else
-   * when that one would have. Nothing when there is no such key that still works, or another has taken its place before.
+   * Makes a key with the name and the workspace of another, which ends at `oldEndsAt`. It expires when it is told, or
+   * else when that one would have. Returns undefined when there is no such key that still works, or another has taken
+   * its place before.
    */
   async rotate(
     id: string,

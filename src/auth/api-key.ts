@@ -25,7 +25,7 @@ export function holdsApiKey(text: string): boolean {
   return text.includes(PREFIX);
 }
 
-/** The key in an `Authorization` header, or nothing if it does not have the form of one. */
+/** The key in an `Authorization` header, or undefined if it does not have the form of one. */
 export function parseAuthorization(header: string | undefined): string | undefined {
   const key = header?.match(BEARER)?.[1];
   // The scheme may be written in any case (RFC 9110), the key may not.

@@ -197,7 +197,7 @@ const print = (line: string) => void process.stdout.write(`${line}\n`);
 const note = (line: string) => void process.stderr.write(`${line}\n`);
 
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  // Whoever reads a list may have seen enough; a key that nobody has seen is lost.
+  // A reader of a list may have seen enough of it; a key that nobody has seen is lost.
   if (error.code === 'EPIPE' && !printedKeyId) process.exit(0);
   note(`Failed: ${error.message}${printedKeyId ? `; nobody has seen the key, so revoke ${printedKeyId}` : ''}`);
   process.exit(1);

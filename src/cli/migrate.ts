@@ -16,8 +16,9 @@ const PRISMA_LOCK = 72707369;
 const MIGRATIONS = join(__dirname, '..', '..', 'prisma', 'migrations');
 
 /**
- * How long a migration waits for a table that somebody reads. Meanwhile every other statement on the table waits behind it,
- * those of the running service, too. They wait for a connection as well, for two seconds, and `/readyz` for an answer, for one.
+ * How long a migration waits for a table that somebody reads. Meanwhile every other statement on the table waits behind
+ * it, those of the running service, too. They wait for a connection as well, for two seconds, and `/readyz` for an
+ * answer, for one.
  */
 const LOCK_MS = 500;
 /** So long after that, it tries again; the same if another migration is under way. */

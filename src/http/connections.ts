@@ -16,8 +16,8 @@ export type Connection = {
 /** Methods that only read. */
 const SAFE = new Set(['GET', 'HEAD', 'OPTIONS']);
 /**
- * A connection with more requests than this still to be answered is cut: they wait in memory, before any key is looked at.
- * Clients that do not wait for each answer send some dozens.
+ * A connection with more requests than this still to be answered is cut: they wait in memory, before any key is looked
+ * at. Clients that do not wait for each answer send some dozens.
  */
 const MOST_UNANSWERED = 256;
 /** How often connections are looked at while the server closes. */

@@ -71,11 +71,12 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
 /** Answers what Node would drop, or answer by itself in words that are not ours. */
 function answerForNode(server: Server, connections: Connections, logger: Logger): void {
   connections.watch(server);
-  // Whoever has said all that he will, and still reads, gets his answer. (A property of Node's that its types lack.)
+  // A caller who has closed its sending side and still reads gets its answer. (Node's types lack this property.)
   Object.assign(server, { httpAllowHalfOpen: true });
   // Node would drop the 2001st and all after it, and say nothing. 16 KiB is the limit of all of them.
   server.maxHeadersCount = 0;
-  // Node would drop it without an answer. It has taken its own listeners away: an error nobody hears would end the process.
+  // Node would drop it without an answer. It has taken its own listeners away: an error nobody hears would end the
+  // process.
   server.on('connect', (request, socket) => {
     socket.on('error', () => socket.destroy());
     refuseConnection(new Error(request.method), socket as Socket, connections.get(socket as Socket), logger);

@@ -14,9 +14,9 @@ const OTHER_CHARSET = /;[ \t]*charset=(?!"?utf-8"?[ \t]*(;|$))/i;
 const LINGER_MS = 5000;
 
 /**
- * Has the body of every request read, whatever its type, also where none is due: what turns out to be malformed must have
- * no effect. What is wrong with it the handler says, once the key has been checked: others learn nothing. So the body
- * that a handler gets is the text of a JSON body, or what is wrong with it.
+ * Has the body of every request read, whatever its type, also where none is due: what turns out to be malformed must
+ * have no effect. What is wrong with it the handler says, once the key has been checked: others learn nothing. So the
+ * body that a handler gets is the text of a JSON body, or what is wrong with it.
  */
 export function readBodies(fastify: FastifyInstance): void {
   fastify.removeAllContentTypeParsers();

@@ -17,7 +17,7 @@ declare module 'fastify' {
 
 /** Has every request that reaches a route counted and logged. */
 export function logRequests(fastify: FastifyInstance, metrics: Metrics): void {
-  // Not `onResponse`: that does not come when the caller has hung up, and what was done for him is done.
+  // Not `onResponse`, which does not come when the caller has hung up: what the request did, it has done.
   fastify.addHook('onSend', (request, reply, _payload, done) => {
     logOnceAnswered(request, reply, metrics);
     done();

@@ -65,8 +65,8 @@ function poolOf(settings: Pick<Settings, 'DATABASE_URL' | 'DATABASE_POOL_SIZE'>)
     keepAliveInitialDelayMillis: KEEP_ALIVE_MS,
     application_name: `scenario-jobs ${process.pid}`,
   });
-  // The pool no longer listens to a new connection that it hands out, and Prisma not until some turns later: an error that
-  // comes right behind the greeting would be heard by nobody, and end the process.
+  // The pool no longer listens to a new connection that it hands out, and Prisma not until some turns later: an error
+  // that comes right behind the greeting would be heard by nobody, and end the process.
   pool.on('connect', (client) => client.on('error', () => undefined));
   // Prisma gives a connection back although it has got no answer to its ROLLBACK. Whatever came next on that
   // connection would be part of the transaction, succeed, and never be committed.
@@ -106,7 +106,9 @@ export class Database extends PrismaClient implements OnModuleInit, OnApplicatio
     await within(DISCONNECT_TIMEOUT_MS, 'disconnecting', this.$disconnect()).catch(() => undefined);
   }
 
-  /** Resolves when Postgres answers and has been migrated, else throws. It names what the newest migration has added. */
+  /**
+   * Resolves when Postgres answers and has been migrated, else throws. It names what the newest migration has added.
+   */
   async ping(): Promise<void> {
     await this.$queryRaw`SELECT stop_token FROM scenario_jobs LIMIT 0`;
   }

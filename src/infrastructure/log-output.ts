@@ -10,8 +10,8 @@ const MOST_MS = 100;
 const LAST_LINES_MS = 2000;
 
 /**
- * Standard output for a log. Each line is written at once; or, where there are many, `gathered`: once there is a page of
- * them, or they are a tenth of a second old. A slow reader holds up nothing but the end of the process, for a
+ * Standard output for a log. Each line is written at once; or, where there are many, `gathered`: once there is a page
+ * of them, or they are a tenth of a second old. A slow reader holds up nothing but the end of the process, for a
  * moment. What is left at a fatal line is written at once; a process that is killed loses it. pino's own buffer never
  * lets a process end whose output nobody reads any more, and without one pino flushes nothing.
  */
@@ -23,7 +23,8 @@ export function logOutput({
   // What comes while that much waits for a reader is dropped.
   const output = pino.destination({ dest: STDOUT, sync: false, maxLength: 16 * 1024 * 1024 });
   output.on('error', () => {
-    // A full disk, perhaps: what does not find room is lost, and the process goes on. At its end pino would try for ever.
+    // A full disk, perhaps: what does not find room is lost, and the process goes on. At its end pino would try for
+    // ever.
     output.flushSync = () => undefined;
   });
   let lines = '';

@@ -7,8 +7,8 @@ import { type RedisConnection } from '../../infrastructure/redis';
  * cluster it is a sharded message, which goes to one node and not to all.
  *
  * `stopToken` proves that the cancel is committed: the worker made it up for this run, and in this code nothing but a
- * cancel reads it in the row. Without it, as from an api of an earlier version, the message has no authority and the worker
- * asks Postgres.
+ * cancel reads it in the row. Without it, as from an api of an earlier version, the message has no authority and the
+ * worker asks Postgres.
  */
 export type CancelMessage = {
   jobId: string;
@@ -32,7 +32,9 @@ export async function ring(redis: RedisConnection, channel: string, message: Can
 /** Longer than any message of ours. */
 const MAX_MESSAGE = 1000;
 
-/** The run that a message says was cancelled, its proof and when; nothing if it is none of ours. Anybody may send one. */
+/**
+ * The run that a message says was cancelled, its proof and when; undefined if it is none of ours. Anybody may send one.
+ */
 export function parseMessage(text: string): { runId: string; stopToken: string; cancelledAt: number } | undefined {
   if (text.length > MAX_MESSAGE) return undefined;
   try {

@@ -17,7 +17,9 @@ const REDIS_LIMIT_MS = 1000;
  */
 const PRIORITY = 1;
 
-/** Twice the longest wait before a retry. Nothing of ours is delayed for longer, but by a worker whose clock was ahead. */
+/**
+ * Twice the longest wait before a retry. Nothing of ours is delayed for longer, but by a worker whose clock was ahead.
+ */
 const LONGEST_DELAY_MS = 120_000;
 /** BullMQ's score of a delayed job: when it is due, in milliseconds since 1970, times this. */
 const DUE_SCALE = 0x1000;
@@ -68,13 +70,18 @@ export class JobQueue implements OnApplicationShutdown {
     return this.limited('doorbell', () => ring(this.redis, channel, message));
   }
 
-  /** Adds a job that is missing. First what may be left of it goes: BullMQ would take that for the job, and add nothing. */
+  /**
+   * Adds a job that is missing. First what may be left of it goes: BullMQ would take that for the job, and add nothing.
+   */
   async addAgain(jobId: string): Promise<void> {
     await this.remove(jobId);
     await this.add(jobId);
   }
 
-  /** Those of the jobs that the queue will not deliver, or not soon: none of its lists has them. An entry alone has no turn. */
+  /**
+   * Those of the jobs that the queue will not deliver, or not soon: none of its lists has them. An entry alone has no
+   * turn.
+   */
   async missing(jobIds: string[]): Promise<string[]> {
     if (jobIds.length === 0) return [];
     // In one transaction, for jobs move from list to list.

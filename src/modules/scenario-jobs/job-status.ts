@@ -1,4 +1,6 @@
-/** Which statuses a job can go to from each status. Tests hold the triggers in the database, and the README, against it. */
+/**
+ * Which statuses a job can go to from each status. Tests hold the triggers in the database, and the README, against it.
+ */
 export const TRANSITIONS = {
   queued: ['processing', 'cancelled'],
   // To itself: another worker takes over a job whose worker died.

@@ -60,8 +60,8 @@ type IdAndTimes = Pick<JobRow, 'id' | 'createdAt' | 'startedAt' | 'completedAt'>
 type CancelledRow = IdAndTimes & AnswerTo & { runId: string | null; workerId: string | null; stopToken: string | null };
 
 /**
- * A job that was open until it was cancelled. Field by field: with a spread V8 would make a hidden class for each job, and
- * keep it for longer than the job.
+ * A job that was open until it was cancelled. Field by field: with a spread V8 would make a hidden class for each job,
+ * and keep it for longer than the job.
  */
 const toCancelled = ({ id, createdAt, startedAt, completedAt }: IdAndTimes): JobRow => ({
   id,
@@ -103,8 +103,8 @@ function asRows(requests: Asked[]): Prisma.Sql {
 }
 
 /**
- * The jobs `j` of requests `r`, with the keys `k` and workspaces `w` that they are asked for with. `IS TRUE` keeps Postgres
- * off the index of the workspace's jobs.
+ * The jobs `j` of requests `r`, with the keys `k` and workspaces `w` that they are asked for with. `IS TRUE` keeps
+ * Postgres off the index of the workspace's jobs.
  */
 function askedFor(requests: Asked[]): Prisma.Sql {
   return Prisma.sql`${asRows(requests)} AS r (job_id, key_hash, idempotency_key, ordinal)
@@ -136,9 +136,9 @@ export class JobRepository {
   constructor(private readonly database: Database) {}
 
   /**
-   * Inserts a queued job. When the workspace already has a job with this `requestId`, whatever its status,
-   * inserts nothing and returns that one with `isNew: false`. Nor does it wait for the workspace's row, which a job refers
-   * to: nothing is inserted, and nothing returned, when somebody has locked that.
+   * Inserts a queued job. When the workspace already has a job with this `requestId`, whatever its status, inserts
+   * nothing and returns that one with `isNew: false`. Nor does it wait for the workspace's row, which a job refers to:
+   * nothing is inserted, and nothing returned, when somebody has locked that.
    */
   async create(workspaceId: string, job: NewJob): Promise<{ job: JobRow; isNew: boolean } | undefined> {
     const inserted = await this.database.$queryRaw<JobRow[]>`
@@ -184,13 +184,13 @@ export class JobRepository {
 
   /**
    * Decides a cancel, together with others that come at this moment and with one commit for all of them. queued,
-   * processing: the job is cancelled and returned, with whoever cancelled it. completed, failed, cancelled (by another of
-   * these requests, too), missing, another workspace's, or with a key that does not work: nothing is written and nothing
-   * returned. A run that finishes while we ask either had its result in before, or finds the job cancelled and can record
-   * nothing.
+   * processing: the job is cancelled and returned, with whoever cancelled it. completed, failed, cancelled (by another
+   * of these requests, too), missing, another workspace's, or with a key that does not work: nothing is written and
+   * nothing returned. A run that finishes while we ask either had its result in before, or finds the job cancelled and
+   * can record nothing.
    *
-   * Nor does it wait: a job whose row, or whose key's row, somebody has locked at this moment is left out as well, to be
-   * asked for again.
+   * Nor does it wait: a job whose row, or whose key's row, somebody has locked at this moment is left out as well, to
+   * be asked for again.
    */
   async cancel(request: CancelRequest): Promise<CancelledJob | undefined> {
     if (!isId(request.jobId)) return undefined;

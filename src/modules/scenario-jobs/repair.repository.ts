@@ -9,9 +9,9 @@ export class RepairRepository {
   constructor(private readonly database: Database) {}
 
   /**
-   * Runs `work` unless another process is running it. The lock is Postgres's own and ends with the transaction, so a dead
-   * process holds nothing. It lasts `limitMs` at most, also when the process freezes; work that takes longer goes on
-   * without it.
+   * Runs `work` unless another process is running it. The lock is Postgres's own and ends with the transaction, so a
+   * dead process holds nothing. It lasts `limitMs` at most, also when the process freezes; work that takes longer goes
+   * on without it.
    */
   async exclusively(work: () => Promise<void>, limitMs: number): Promise<void> {
     await this.database.$transaction(

@@ -40,8 +40,8 @@ export class RunRepository {
 
   /**
    * Takes the job for a run. queued: it becomes processing. processing, and its worker has not been heard of for
-   * `lostMs`: this run takes over; the earlier one can record nothing from now on. Otherwise nothing happens: the job is
-   * `taken` by a worker that lives, whatever the queue thinks of it, or `finished`, or `missing`.
+   * `lostMs`: this run takes over; the earlier one can record nothing from now on. Otherwise nothing happens: the job
+   * is `taken` by a worker that lives, whatever the queue thinks of it, or `finished`, or `missing`.
    */
   async claim(run: NewRun, workerId: string, lostMs: number): Promise<ClaimedJob | 'taken' | 'finished' | 'missing'> {
     const { jobId, runId, stopToken } = run;
@@ -52,7 +52,8 @@ export class RunRepository {
       WHERE j.id = ${jobId} AND ${NOT_FINISHED} AND (j.status = 'queued' OR ${isLost(lostMs)})
       RETURNING id, attempt, user_email AS "userEmail", prompt, context, scenario_slug AS "scenarioSlug",
                 request_id AS "requestId",
-                CASE WHEN started_at = now()::timestamptz(3) THEN EXTRACT(EPOCH FROM started_at - created_at)::float8 END AS "waitedSeconds"`;
+                CASE WHEN started_at = now()::timestamptz(3)
+                     THEN EXTRACT(EPOCH FROM started_at - created_at)::float8 END AS "waitedSeconds"`;
     if (rows[0]) return rows[0];
     // It may have been requeued since: then it can be claimed at the next try.
     const job = await this.database.job.findUnique({ where: { id: jobId }, select: { status: true } });
@@ -116,7 +117,7 @@ export class RunRepository {
 
   /**
    * Records that the process of a cancelled run is gone, and how it ended. Returns the seconds since the
-   * cancel, or nothing when this was recorded before or the run was not cancelled.
+   * cancel; undefined when this was recorded before or the run was not cancelled.
    */
   async confirmStopped({ jobId, runId }: Run, how: StopKind): Promise<number | undefined> {
     const rows = await this.database.$queryRaw<{ seconds: number }[]>`

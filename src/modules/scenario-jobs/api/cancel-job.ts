@@ -56,8 +56,8 @@ export class CancelJob {
   }
 
   /**
-   * Nothing was cancelled: says why, or repeats the answer that the first such request got. Nothing when the job is
-   * open all the same: its row was locked, by a claim or a result that is under way.
+   * Nothing was cancelled: says why, or repeats the answer that the first such request got. Returns undefined when the
+   * job is open all the same: its row was locked, by a claim or a result that is under way.
    */
   private async explain(
     key: PresentedKey,

@@ -7,7 +7,7 @@ const AGAIN_MOST_MS = 160;
 /** How long that goes on. No connection to Postgres is held meanwhile, so that others are not kept from theirs. */
 const LIMIT_MS = 4000;
 
-/** Tries until there is a result; nothing when a row that is needed stays locked. */
+/** Tries until there is a result. Returns undefined when a row that it needs stays locked. */
 export async function untilUnlocked<Result>(attempt: () => Promise<Result | undefined>): Promise<Result | undefined> {
   const deadline = performance.now() + LIMIT_MS;
   for (let waitMs = AGAIN_MS; ; waitMs = Math.min(2 * waitMs, AGAIN_MOST_MS)) {

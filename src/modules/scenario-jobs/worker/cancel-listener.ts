@@ -129,8 +129,8 @@ export class CancelListener {
       const owed = await (source === 'doorbell'
         ? this.workers.findOwed(this.workerId)
         : this.workers.reportAlive(this.workerId));
-      // Without signs of life others take this worker for dead, whatever it can still read. What it is told is as old as
-      // its question.
+      // Without signs of life others take this worker for dead, whatever it can still read. What it is told is as old
+      // as its question.
       if (source !== 'doorbell') {
         this.lastSeen = askedAt;
         this.sayAlive();

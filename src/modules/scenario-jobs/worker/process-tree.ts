@@ -23,19 +23,21 @@ const MOST_ID = 64;
 /** So many processes are looked at at the same time; fewer while there are too few file descriptors for that. */
 const MOST_AT_ONCE = 16;
 let atOnce = MOST_AT_ONCE;
-/** What still lives this long after SIGKILL lives on: it is not ours to kill (setuid programs), or the kernel holds it. */
+/**
+ * What still lives this long after SIGKILL lives on: it is not ours to kill (setuid programs), or the kernel holds it.
+ */
 const SURVIVES_MS = 10_000;
 /** So often one look looks for what has begun meanwhile. */
 const ROUNDS = 10;
 
 /**
  * Kills trees. Returns what has survived SIGKILL: nothing, as a rule. Each group gets one signal as a whole, which no
- * process in it can escape by forking. On Linux, processes that left their group (`setsid`, a daemon) are killed as well:
- * they are found by the run's id in their environment, as build servers do. One that clears its environment as well is not
- * found, nor ones that each begin the next and end faster than they can be looked for.
+ * process in it can escape by forking. On Linux, processes that left their group (`setsid`, a daemon) are killed as
+ * well: they are found by the run's id in their environment, as build servers do. One that clears its environment as
+ * well is not found, nor ones that each begin the next and end faster than they can be looked for.
  *
- * What one look does not see can live all the same: a daemon that began behind it while its parent ended before it, or a
- * program that is just being loaded. So it takes two in a row that find nothing and nothing unsure.
+ * What one look does not see can live all the same: a daemon that began behind it while its parent ended before it, or
+ * a program that is just being loaded. So it takes two in a row that find nothing and nothing unsure.
  */
 export async function killTrees(trees: readonly ProcessTree[]): Promise<number[]> {
   const groups = new Set(trees.map(({ groupId }) => groupId));
@@ -69,7 +71,10 @@ export async function killTrees(trees: readonly ProcessTree[]): Promise<number[]
   }
 }
 
-/** Processes that run of certain groups and runs, and others that are being loaded, or end: whose they are they do not show. */
+/**
+ * Processes that run of certain groups and runs, and others that are being loaded, or end: whose they are they do not
+ * show.
+ */
 type Look = { members: number[]; unsure: number[] };
 /** How long that is waited for: on a busy machine there can always be some, and none of ours. */
 const UNSURE_MS = 1000;
@@ -124,8 +129,8 @@ let next: Promise<Process[]> | undefined;
 let last: Promise<unknown> = Promise.resolve();
 
 /**
- * One look serves all who ask before it begins: of many runs that end at once each would look by itself, and none would be
- * done in time. One that began before the request proves nothing about it.
+ * One look serves all who ask before it begins: of many runs that end at once each would look by itself, and none would
+ * be done in time. One that began before the request proves nothing about it.
  */
 function lookAtAll(): Promise<Process[]> {
   next ??= last.then(() => {
@@ -137,7 +142,9 @@ function lookAtAll(): Promise<Process[]> {
   return next;
 }
 
-/** All processes that run; a zombie does not. Those that begin meanwhile are read as well, unless there are ever more. */
+/**
+ * All processes that run; a zombie does not. Those that begin meanwhile are read as well, unless there are ever more.
+ */
 async function readProcesses(): Promise<Process[]> {
   const processes: Process[] = [];
   const seen = new Set<string>();

@@ -103,7 +103,10 @@ export class Reconciler {
     }
   }
 
-  /** Cancelled while they were being added, and taken out of the queue before they were in it. What runs is locked there. */
+  /**
+   * Cancelled while they were being added, and taken out of the queue before they were in it. What runs is locked
+   * there.
+   */
   private async takeBack(added: string[], until: number): Promise<void> {
     const queued = await this.repository.queuedAmong(added);
     for (const jobId of added) {

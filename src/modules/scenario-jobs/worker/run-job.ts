@@ -149,8 +149,8 @@ export class RunJob {
   }
 
   /**
-   * Has the task begin. A worker that has been frozen since its claim may have lost the job, and had no process that its
-   * watchdog could end: it asks again first. If it freezes after this, it has one.
+   * Has the task begin. A worker that has been frozen since its claim may have lost the job, and had no process that
+   * its watchdog could end: it asks again first. If it freezes after this, it has one.
    */
   private async begin(run: ActiveRun, task: TaskProcess, job: ClaimedJob, logger: Logger): Promise<void> {
     const { SCENARIO_TASK = BUILT_IN_TASK, WATCHDOG_MS } = this.settings;
@@ -164,7 +164,7 @@ export class RunJob {
     }
   }
 
-  /** Nothing when the system refuses a process, which it can do in several ways. */
+  /** Returns undefined when the system refuses a process, which it can do in several ways. */
   private newTask(run: Run, logger: Logger, onProgress: (progress: unknown) => void): TaskProcess | undefined {
     const { settings } = this;
     try {
@@ -183,7 +183,10 @@ export class RunJob {
     }
   }
 
-  /** Writes down that the run was stopped. Nothing when it may write nothing: the job was cancelled or taken over. */
+  /**
+   * Records that the run was stopped. Returns undefined when it may record nothing: the job was cancelled or taken
+   * over.
+   */
   private async settleStopped(run: ActiveRun, reason: Reason): Promise<Outcome | undefined> {
     switch (reason) {
       case 'cancelled':
@@ -201,7 +204,7 @@ export class RunJob {
     }
   }
 
-  /** Writes down how the run ended by itself. */
+  /** Records how the run ended by itself. Returns undefined when it may record nothing, as above. */
   private async settle(run: ActiveRun, job: ClaimedJob, end: TaskEnd): Promise<Outcome | undefined> {
     switch (end.kind) {
       case 'returned': {

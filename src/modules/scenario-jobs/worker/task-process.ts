@@ -16,6 +16,7 @@ import {
   toLine,
   type ToTask,
 } from './task-messages';
+import { type OnOutput, type TaskOutput, watchOutput } from './task-output';
 
 /** A task inherits these of the worker's environment and those that the settings name: no credentials. */
 const INHERITED = [
@@ -29,7 +30,10 @@ const INHERITED = [
   'NODE_EXTRA_CA_CERTS',
   'SCENARIO_TASK_STEP_MS',
 ];
-/** A process that has not said by then that it runs never will: Node can hang at its start when the system has no threads for it. */
+/**
+ * A process that has not said by then that it runs never will: Node can hang at its start when the system has no
+ * threads for it.
+ */
 const READY_WITHIN_MS = 60_000;
 /** A task that has reported has nothing left to do but to end. */
 const EXIT_WITHIN_MS = 1000;
@@ -37,17 +41,16 @@ const EXIT_WITHIN_MS = 1000;
 const END_SEEN_WITHIN_MS = 1000;
 /** When the whole tree is dead all that it has said can be read at once. */
 const READ_WITHIN_MS = 200;
-const MAX_LINE = 4096;
-/** So many characters of what is no message are read of one run, a line for at least so many: reading it keeps others waiting. */
+/**
+ * So many characters of what is no message are read of one run, a line for at least so many: reading it keeps others
+ * waiting.
+ */
 const MAX_STRANGE = 4 * MAX_MESSAGE;
 const STRANGE_LINE = MAX_STRANGE / 100;
 /** Messages beyond so many, and twice as many more as a task sends in that time, are strange as well. */
 const MANY_MESSAGES = 100;
-/** What one run may print into the log. */
-const MAX_OUTPUT = 64 * 1024;
-/** Whoever sent them: the watchdog may have. */
+/** Whether we sent the signal or the watchdog did. */
 const ENDED_BY: Record<string, StopKind> = { SIGTERM: 'terminated', SIGKILL: 'killed' };
-const OUT_OF_MEMORY = /JavaScript heap out of memory|Allocation failed/;
 /** How V8 ends a process that is out of memory; one that only prints such words ends otherwise. */
 const ABORTED = new Set<string | number | null>(['SIGABRT', 'SIGTRAP', 134, 133]);
 
@@ -58,8 +61,7 @@ type TaskOptions = {
   inherit: readonly string[];
   stop: { ackMs: number; graceMs: number; killMs: number };
   onProgress: (progress: unknown) => void;
-  /** A line that the task printed. */
-  onOutput: (line: string, stream: 'stdout' | 'stderr') => void;
+  onOutput: OnOutput;
   /** Processes of the tree that live on although they were killed. */
   onSurvivors: (pids: number[]) => void;
 };
@@ -89,13 +91,13 @@ export class TaskProcess {
   readonly ended: Promise<{ end: TaskEnd; how: StopKind }>;
   private readonly child: ChildProcess;
   private readonly channel: Duplex | null;
+  private readonly output: TaskOutput;
   private end: TaskEnd | undefined;
   private how: StopKind = 'graceful';
   private readonly began = performance.now();
   private isReady = false;
   private stopping = false;
   private acknowledged = false;
-  private outOfMemory = false;
   private heard = 0;
   private strange = 0;
   private survivors: number[] = [];
@@ -118,7 +120,7 @@ export class TaskProcess {
     this.channel = (stdio?.[3] as Duplex | null | undefined) ?? null;
     this.tree = { groupId: this.child.pid ?? 0, runId };
     if (this.channel) readLines(this.channel, MAX_MESSAGE, (line) => this.onMessage(line));
-    this.watchOutput();
+    this.output = watchOutput(this.child, options.onOutput);
     this.ready = new Promise((resolve) => (this.sayReady = resolve));
     this.ended = this.untilEnded();
     this.after(READY_WITHIN_MS, () => this.kill());
@@ -248,7 +250,7 @@ export class TaskProcess {
     const { code, signal } = 'survivors' in exit ? { code: null, signal: null } : exit;
     const how = ENDED_BY[signal ?? ''] ?? this.how;
     if (!this.isReady) return { end: { kind: 'not started' }, how };
-    const outOfMemory = this.outOfMemory && ABORTED.has(signal ?? code);
+    const outOfMemory = this.output.saysOutOfMemory && ABORTED.has(signal ?? code);
     return { end: { kind: 'exited', code, signal, outOfMemory }, how };
   }
 
@@ -260,29 +262,6 @@ export class TaskProcess {
     // A worker that was frozen finds its time over, and what the process had said still to be read, in the next turn.
     await within(READ_WITHIN_MS, 'reading', closed).catch(() => new Promise((resolve) => setImmediate(resolve)));
     for (const stream of streams) stream.destroy();
-  }
-
-  private watchOutput(): void {
-    let budget = MAX_OUTPUT;
-    for (const stream of ['stdout', 'stderr'] as const) {
-      const source = this.child[stream];
-      if (!source) continue;
-      readLines(source, MAX_LINE, (line) => {
-        if (budget <= 0) return false;
-        budget -= line.length + 1;
-        if (line === '') return;
-        this.options.onOutput(line, stream);
-        if (budget > 0) return;
-        this.options.onOutput(`… the task has printed ${MAX_OUTPUT / 1024} KiB, the rest is dropped`, stream);
-        return false;
-      });
-    }
-    // However much it has printed before.
-    let before = '';
-    this.child.stderr?.on('data', (chunk: string) => {
-      if (OUT_OF_MEMORY.test(before + chunk)) this.outOfMemory = true;
-      before = chunk.slice(-OUT_OF_MEMORY.source.length);
-    });
   }
 
   private send(message: ToTask): void {
