@@ -114,7 +114,10 @@ export class World {
     await this.system.redis.publish(channel, JSON.stringify(message)).catch(() => undefined);
   }
 
-  /** Redis forgets that the job was delivered and delivers it again: two workers run it, or one does twice. */
+  /**
+   * Redis forgets that the job was delivered and delivers it again, and its worker looks lost, until its next sign of life:
+   * another run takes over, while the earlier one goes on.
+   */
   async redeliver(jobId: string): Promise<void> {
     const key = this.queue.toKey(jobId);
     await this.system.redis
@@ -124,6 +127,11 @@ export class World {
       .zrem(this.queue.toKey('stalled'), jobId)
       .exec()
       .catch(() => undefined);
+    await this.system.pool.query(
+      `UPDATE workers SET seen_at = now() - interval '1 hour'
+       WHERE id = (SELECT worker_id FROM scenario_jobs WHERE id = $1)`,
+      [jobId],
+    );
     await this.queue.add('run', {}, { jobId });
   }
 
