@@ -54,6 +54,7 @@ describe('settings', () => {
     ['QUEUE_PREFIX', 'a:b', 'must be 1 to 64 letters, digits or any of _ - . { }'],
     ['TASK_ENV', 'A,B C', 'must be variable names separated by commas'],
     ['SCENARIO_DOMAIN', 'https://x', 'must be a domain name'],
+    ['SCENARIO_DOMAIN', '..', 'must be a domain name'],
   ])('refuse %s=%s', (name, value, rule) => {
     expect(faultsOf({ ...REQUIRED, [name]: value })).toEqual([`${name} ${rule}`]);
   });

@@ -90,7 +90,7 @@ export const SETTINGS = {
   LOG_FORMAT: oneOf(['json', 'pretty']).default('json').describe('`pretty` is for people in development.'),
   SCENARIO_DOMAIN: z
     .string()
-    .regex(/^[a-z0-9.-]+(:\d+)?$/, 'must be a domain name')
+    .regex(/^[a-z0-9]+((\.|-+)[a-z0-9]+)*(:\d+)?$/, 'must be a domain name')
     .default('app.exec.com')
     .describe('A scenario lives at `https://<workspace>.<this>/scenarios/<slug>`.'),
 

@@ -6,15 +6,11 @@ import { type Logger } from '../infrastructure/logger';
 export type Connection = {
   /** The answers that are still to be given, in the order of their requests, each with the one before it. */
   unanswered: Map<ServerResponse, ServerResponse | undefined>;
-  /** How many of these are to requests that do not only read. */
-  unsafe: number;
   newest?: ServerResponse;
   /** Whether it has been told that what it sent is no request. */
   refused: boolean;
 };
 
-/** Methods that only read. */
-const SAFE = new Set(['GET', 'HEAD', 'OPTIONS']);
 /**
  * A connection with more requests than this still to be answered is cut: they wait in memory, before any key is looked
  * at. Clients that do not wait for each answer send some dozens.
@@ -34,26 +30,21 @@ export class Connections {
 
   watch(server: Server): void {
     server.on('connection', (socket) => {
-      this.open.set(socket, { unanswered: new Map(), unsafe: 0, refused: false });
+      this.open.set(socket, { unanswered: new Map(), refused: false });
       socket.once('close', () => this.open.delete(socket));
     });
     // Before Fastify hears of it.
-    server.prependListener('request', ({ socket, method = '' }, response) => {
+    server.prependListener('request', ({ socket }, response) => {
       const connection = this.open.get(socket);
       if (!connection) return;
       const { unanswered, newest } = connection;
-      const unsafe = SAFE.has(method) ? 0 : 1;
       connection.newest = response;
-      connection.unsafe += unsafe;
       unanswered.set(response, newest);
       if (unanswered.size > MOST_UNANSWERED && !socket.destroyed) {
         this.logger.warn({ unanswered: unanswered.size }, 'connection cut: too many requests at once');
         socket.destroy();
       }
-      response.once('close', () => {
-        unanswered.delete(response);
-        connection.unsafe -= unsafe;
-      });
+      response.once('close', () => unanswered.delete(response));
     });
   }
 
@@ -62,15 +53,17 @@ export class Connections {
   }
 
   /**
-   * What must have been answered before the request of this answer is handled: the one before it on its connection, and
-   * so all before it, unless all of them only read (RFC 9112, 9.3.2). Else a GET sent right behind a DELETE could find
-   * the job as it was.
+   * Calls back when it is the turn of the request of this answer: once the one before it on its connection has been
+   * answered, and so all before it. Else a GET sent right behind a DELETE could find the job as it was. Never, when the
+   * connection has ended by then: what is prepared for an answer that nobody gets, an open file for one, Node would not
+   * take back.
    */
-  unansweredBefore(response: ServerResponse): ServerResponse | undefined {
-    const connection = this.open.get(response.req.socket);
-    if (!connection || connection.unsafe === 0) return undefined;
-    const before = connection.unanswered.get(response);
-    return before && connection.unanswered.has(before) ? before : undefined;
+  inTurn(response: ServerResponse, handle: () => void): void {
+    const { socket } = response.req;
+    const unanswered = this.open.get(socket)?.unanswered;
+    const before = unanswered?.get(response);
+    if (!before || !unanswered?.has(before)) handle();
+    else before.once('close', () => !socket.destroyed && handle());
   }
 
   /**

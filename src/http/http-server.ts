@@ -99,12 +99,10 @@ function addHeaders(fastify: FastifyInstance): void {
   });
 }
 
-/** Handles the requests of one connection in their order, and ends each connection after its last answer. */
+/** Handles the requests of one connection one after the other, and ends each connection after its last answer. */
 function keepOrder(fastify: FastifyInstance, connections: Connections): void {
   fastify.addHook('onRequest', (_request, reply, done) => {
-    const earlier = connections.unansweredBefore(reply.raw);
-    if (earlier) earlier.once('close', () => done());
-    else done();
+    connections.inTurn(reply.raw, done);
   });
   fastify.addHook('onSend', (_request, reply, _payload, done) => {
     if (connections.endsWith(reply.raw)) void reply.header('connection', 'close');

@@ -1,4 +1,5 @@
 import { once } from 'node:events';
+import { readdirSync, readlinkSync } from 'node:fs';
 import { connect } from 'node:net';
 import { eventually } from '../support/eventually';
 import { parseAnswer, parseAnswers, RawConnection, rawHttp } from '../support/raw-http';
@@ -232,6 +233,25 @@ describe('however many requests one connection sends at once', () => {
     const methods = [...Array<string>(100).fill('DELETE'), 'GET'];
     const { answers } = parseAnswers(Buffer.from(await rawHttp(system.api.url!, requests(100, 'close'))), methods);
     expect(answers.map(({ status }) => status)).toEqual([...Array<number>(100).fill(401), 200]);
+  });
+
+  it('leaves no file open when its caller hangs up', async () => {
+    const page = '/docs/swagger-ui-bundle.js';
+    const openFiles = () =>
+      readdirSync(`/proc/${system.api.pid}/fd`).filter((fd) => {
+        try {
+          return readlinkSync(`/proc/${system.api.pid}/fd/${fd}`).endsWith('.js');
+        } catch {
+          return false; // Closed meanwhile.
+        }
+      });
+    const connection = new RawConnection(system.api.url!);
+    connection.stopReading();
+    connection.send(Buffer.from(`GET ${page} HTTP/1.1\r\nHost: x\r\n\r\n`.repeat(50)));
+    await eventually('one is being answered', () => openFiles().length > 0);
+    connection.cut();
+    await eventually('none is open', () => openFiles().length === 0);
+    expect((await fetch(`${system.api.url}${page}`)).status).toBe(200);
   });
 
   it('keeps nobody else waiting for thousands, and cuts the connection', async () => {

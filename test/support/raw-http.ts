@@ -42,6 +42,10 @@ export class RawConnection {
     this.socket.write(bytes);
   }
 
+  stopReading(): void {
+    this.socket.pause();
+  }
+
   /** Says that nothing more will be sent. */
   finish(): void {
     this.socket.end();
