@@ -39,7 +39,7 @@ export async function measure({ stage, load, rounds, quick, say }) {
 
 /** Processor time for a thousand cancels at concurrency 16, in everything that takes part. */
 async function measureCpu({ stage, load, site, floor, rounds, quick, say }) {
-  const count = quick ? 300 : 2000;
+  const count = quick ? 200 : 2000;
   const side = (server) => async () => {
     const ids = await makeQueued(site, count);
     const spent = () => ({

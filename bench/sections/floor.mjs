@@ -12,7 +12,8 @@ const LEAD = { 1: 50, 16: 200, 64: 200 };
 /** The servers have noticed by then that their connections are gone. */
 const NOTICE_MS = 50;
 /** One at a time both sides do nearly the same, and chance would decide: so many times the rounds. */
-const MORE_ROUNDS_AT_1 = 6;
+const MORE_ROUNDS_AT_1 = 5;
+const QUICK_MORE_ROUNDS_AT_1 = 2;
 /** Turns of so many cancels. What is compiled for queued jobs serves processing ones, too. */
 const WARM_UP = { cancels: 2500, turns: { queued: 8, processing: 2 } };
 const QUICK_WARM_UP = { cancels: 500, turns: { queued: 1, processing: 1 } };
@@ -26,7 +27,7 @@ not do that the service does: look the key up in the statement that cancels, sha
 waiting for Redis. Node has the same flags for both. The worker of the processing jobs, simulated, reads its messages between
 the rounds: a real one is on another machine. In every round both have new connections to
 Postgres: two with the same plans can differ by a tenth of a cancel for as long as they live. At concurrency 1 there are
-${MORE_ROUNDS_AT_1} times as many rounds. The first ${LEAD[1]} of a turn, ${LEAD[16]} at the other concurrencies, are not measured: the new connections have no plans yet, and each
+${MORE_ROUNDS_AT_1} times as many rounds (${QUICK_MORE_ROUNDS_AT_1} in a quick run). The first ${LEAD[1]} of a turn, ${LEAD[16]} at the other concurrencies, are not measured: the new connections have no plans yet, and each
 side has gone cold in the turn of the other. A few in a hundred that are slow for that alone would decide the p99. What comes
 after a pause is measured by itself: the full run ends with the first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither
 was asked for anything: an API to cancel jobs has many.`;
@@ -43,6 +44,7 @@ export async function measure({ stage, load, rounds, quick, say }) {
       return makeProcessing(site, count, listener.workerId);
     },
   };
+  const roundsAt1 = rounds * (quick ? QUICK_MORE_ROUNDS_AT_1 : MORE_ROUNDS_AT_1);
   const cells = [];
   for (const from of ['queued', 'processing']) {
     say(`floor: ${from}, warming up`);
@@ -55,7 +57,7 @@ export async function measure({ stage, load, rounds, quick, say }) {
         site,
         floor,
         make: make[from],
-        rounds: concurrency === 1 ? MORE_ROUNDS_AT_1 * rounds : rounds,
+        rounds: concurrency === 1 ? roundsAt1 : rounds,
         count,
         lead: LEAD[concurrency],
         concurrency,

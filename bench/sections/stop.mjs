@@ -38,7 +38,7 @@ export async function measure({ stage, load, quick, say }) {
   try {
     // Servers that have just been started would be measured, not ones that have served for a while.
     for (const one of [site, floor.site])
-      await cancelAll(load, one, one.api, await makeQueued(one, quick ? 500 : 2000), 1);
+      await cancelAll(load, one, one.api, await makeQueued(one, quick ? 200 : 2000), 1);
     for (let warm = 0; warm < 3; warm++) {
       await cancelInService('heeds its signal', 'graceful');
       await floor.cancel(watch);
