@@ -97,9 +97,9 @@ export class Reconciler {
       await this.takeBack(added, until);
       // Some of this page may be left: it is read once more.
       if (performance.now() > until) return;
-      const isLast = page.length < PAGE;
-      this.after = isLast ? '' : (page.at(-1)?.jobId ?? '');
-      if (isLast) return;
+      const last = page.length === PAGE ? page.at(-1) : undefined;
+      this.after = last?.jobId ?? '';
+      if (!last) return;
     }
   }
 
