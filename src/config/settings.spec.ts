@@ -68,6 +68,14 @@ describe('settings', () => {
     expect(faultsOf({ ...REQUIRED, DATABASE_URL: 'nonsense' })).toEqual(['DATABASE_URL must be a postgres:// URL']);
   });
 
+  it('refuse certificate files that cannot be read', () => {
+    const DATABASE_URL = 'postgres://a:b@c/d?sslmode=verify-full&sslrootcert=';
+    expect(faultsOf({ ...REQUIRED, DATABASE_URL: `${DATABASE_URL}/nowhere/ca.pem` })).toEqual([
+      'DATABASE_URL must name files that can be read as sslcert, sslkey, sslrootcert',
+    ]);
+    expect(faultsOf({ ...REQUIRED, DATABASE_URL: `${DATABASE_URL}${__filename}` })).toEqual([]);
+  });
+
   it('hold variables against each other', () => {
     expect(faultsOf({ ...REQUIRED, CANCEL_POLL_MS: '40000' })).toEqual([
       'BLIND_MS must be at least twice CANCEL_POLL_MS',

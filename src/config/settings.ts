@@ -1,3 +1,4 @@
+import { accessSync, constants } from 'node:fs';
 import { z } from 'zod';
 
 /** The longest wait that Node's timers accept. */
@@ -36,6 +37,21 @@ function isDecodable(value: string): boolean {
   }
 }
 
+/** Parameters of a Postgres URL that name files. The driver reads them when it connects. */
+const CERTIFICATES = ['sslcert', 'sslkey', 'sslrootcert'];
+
+const filesOf = (value: string): string[] =>
+  CERTIFICATES.flatMap((name) => new URL(value).searchParams.get(name) || []);
+
+function isReadable(file: string): boolean {
+  try {
+    accessSync(file, constants.R_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 const oneOf = <const Options extends readonly [string, ...string[]]>(options: Options) =>
   z.enum(options, { error: `must be one of ${options.join(', ')}` });
 
@@ -45,6 +61,9 @@ export const SETTINGS = {
     // Prisma's own tools would heed it, and nothing else.
     .refine((value) => ['public', null].includes(new URL(value).searchParams.get('schema')), {
       message: 'must name no schema but public',
+    })
+    .refine((value) => filesOf(value).every(isReadable), {
+      message: `must name files that can be read as ${CERTIFICATES.join(', ')}`,
     })
     .describe('Postgres, the truth about every job.'),
   DATABASE_POOL_SIZE: count(10, 1000, 'Connections to Postgres in each process; a worker has one more. At least 2.', 2),
