@@ -174,7 +174,8 @@ export async function startRedis(
     join(processes.folder, `${name}.log`),
     () => ended,
     async () => {
-      const redis = new Redis(url, { lazyConnect: true, retryStrategy: null });
+      // After a refused connection, ioredis keeps the process alive for this long.
+      const redis = new Redis(url, { lazyConnect: true, retryStrategy: null, disconnectTimeout: 50 });
       redis.on('error', () => undefined);
       try {
         await redis.connect();
