@@ -1,9 +1,9 @@
 /**
- * The process of one run. It loads one task module, runs it, reports and ends. It knows neither Postgres nor
- * Redis, and imports next to nothing, for it is started anew for each run.
+ * The process of one run. It loads one task module, runs it, reports and ends. It knows neither Postgres nor Redis, and
+ * imports next to nothing, because it is started anew for each run.
  *
- * It sends `ready`; its worker answers with `start`, with `stop`, or with `start` and later `stop`; it sends
- * `acknowledged` when its event loop comes round to the stop, `progress`, and at the end `returned` or `threw`.
+ * It sends `ready`; its worker answers with `start`, with `stop`, or with `start` and later `stop`. It sends
+ * `acknowledged` when its event loop reads the stop, `progress` meanwhile, and `returned` or `threw` at the end.
  */
 import { access } from 'node:fs';
 import { Socket } from 'node:net';
@@ -24,7 +24,7 @@ import {
   type ToTask,
 } from './modules/scenario-jobs/worker/task-messages';
 
-/** Codes of errors of the network, which may pass; the last ones are those of Node's fetch. */
+/** Codes of network errors, which may pass; the last four are those of Node's fetch. */
 const TRANSIENT = new Set([
   'ECONNRESET',
   'ECONNREFUSED',
@@ -38,10 +38,10 @@ const TRANSIENT = new Set([
   'UND_ERR_BODY_TIMEOUT',
   'UND_ERR_SOCKET',
 ]);
-/** Errors within an error that are looked at. */
+/** How many nested errors are examined. */
 const MAX_CAUSES = 20;
 
-/** Kept before the task can replace them. */
+/** Saved before the task can replace them. */
 const kill = process.kill.bind(process);
 const nextTurn = setImmediate;
 const stop = new AbortController();
@@ -49,7 +49,8 @@ const worker = new Socket({ fd: CHANNEL });
 let started = false;
 const progress = atMostEvery<string>(PROGRESS_EVERY_MS, (line) => worker.write(line));
 
-// Whatever it finds: Node starts its pool of threads for it, and ends here where the system has none left.
+// The result does not matter: this makes Node start its thread pool, so if the system has no threads left, the process
+// ends here.
 access('/', () => {
   send({ kind: 'ready' });
   readLines(worker, Infinity, (line) => {
@@ -65,15 +66,15 @@ access('/', () => {
   });
   rehearseStop();
 });
-// The worker is gone, and with it whoever could use a result. A loop that never yields does not get here: the
-// watchdog ends it.
+// The worker is gone, and with it anyone who could use a result. A task that never yields to the event loop does not
+// get here: the watchdog ends it.
 worker.on('close', () => process.exit(1));
 
 function abort(controller: AbortController, reason: StopReason): void {
   controller.abort(new DOMException('The run is stopped', { name: 'AbortError', cause: reason }));
 }
 
-/** While nobody waits for it: the first signal that is aborted takes Node several times as long as any other. */
+/** Aborts a signal while nobody waits for it: the first abort takes Node several times as long as any other. */
 function rehearseStop(): void {
   const rehearsal = new AbortController();
   rehearsal.signal.addEventListener('abort', () => undefined);
@@ -97,7 +98,7 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
     console.error(`${path} has no default export that is a function`);
     return { kind: 'threw', error: failure('TASK_NOT_LOADED', 'The task could not be loaded') };
   }
-  // While its module was loading.
+  // The stop may have come while the module was loading.
   if (await isStopped()) return STOPPED;
   let result: unknown;
   try {
@@ -106,7 +107,7 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
       progress: report,
     });
   } catch (error) {
-    // Whatever it throws once it is stopped: nobody asks for it.
+    // Once the task is stopped, nobody needs to know what it throws.
     return stop.signal.aborted ? STOPPED : { kind: 'threw', error: logAndDescribe(error) };
   }
   return toMessage(result);
@@ -114,9 +115,9 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
 
 const STOPPED: FromTask = { kind: 'threw', error: failure('TASK_STOPPED', 'The task was stopped') };
 
-/** Whether it is asked to stop before it begins: then it does not. */
+/** Whether the run was stopped before the task began, in which case the task never begins. */
 async function isStopped(): Promise<boolean> {
-  // A message that came while the event loop was busy is read in the next turn; the first of these ends this one.
+  // The first await ends the current turn; a message that came while the event loop was busy is read in the next one.
   await endOfTurn();
   await endOfTurn();
   return stop.signal.aborted;
@@ -152,13 +153,13 @@ function logAndDescribe(thrown: unknown): TaskError {
     console.error(thrown);
     return describe(thrown);
   } catch {
-    return describe(undefined); // What was thrown throws when it is looked at.
+    return describe(undefined); // The thrown value itself throws when it is read.
   }
 }
 
 /**
- * What the job's caller may know of an error. Only one that says `expose: true` shows its code and message; of
- * any other they stay in the log, for they can name files, hosts or worse.
+ * What the job's caller may know of an error. Only an error with `expose: true` shows its code and message; those of
+ * any other stay in the log, because they can name files, hosts or worse.
  */
 function describe(thrown: unknown): TaskError {
   const error = (typeof thrown === 'object' && thrown !== null ? thrown : {}) as Record<string, unknown>;
@@ -171,7 +172,9 @@ function describe(thrown: unknown): TaskError {
   };
 }
 
-/** `fetch`, and whatever tries several addresses, put the error of the network inside one of their own. */
+/**
+ * Whether an error may pass. `fetch`, and whatever tries several addresses, wrap the network error in one of their own.
+ */
 function mayPass(thrown: unknown): boolean {
   const found = [thrown];
   for (const error of found) {
@@ -203,26 +206,26 @@ function progressLine(progress: unknown): string | undefined {
   }
 }
 
-/** Without a worker there is nobody to tell; `close` ends the process. */
+/** If the worker is gone, there is nobody to tell, and `close` ends the process. */
 function send(message: FromTask): void {
   worker.write(toLine(message));
 }
 
-/** Sends the last message and ends when it and all that was printed is out, whatever the task left running. */
+/** Sends the last message and ends once that and everything printed is out, whatever the task left running. */
 function finish(message: FromTask): void {
   progress.flush();
   send(message);
-  // Mostly nothing waits: what a pipe has room for is written at once.
+  // Usually nothing is buffered: what a pipe has room for is written at once.
   const busy = [worker, process.stdout, process.stderr].filter((stream) => stream.writableLength > 0);
   const written = Promise.all(busy.map((stream) => new Promise((done) => stream.write('', done))));
-  // Outside of the promise: what an exit handler of the task throws then ends the process as well.
+  // Called outside the promise, so that an exception from an exit handler of the task also ends the process.
   void written.then(() => process.nextTick(end));
 }
 
 /**
- * Once it was asked to stop, the process is not taken apart by Node, a quarter of the time that its end would take:
- * after the exit handlers of the task its group is killed, and with it whatever the task has started. What Node writes
- * when it ends, a profile or a coverage, is not written then.
+ * Ends the process. If it was asked to stop, its process group is killed after the task's exit handlers, and with it
+ * whatever the task has started. That skips Node's own teardown, a quarter of the time that the end would take; what
+ * Node writes when it ends, such as a profile or coverage, is then not written.
  */
 function end(): void {
   if (stop.signal.aborted) process.on('exit', () => kill(-process.pid, 'SIGKILL'));

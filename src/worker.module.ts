@@ -34,7 +34,7 @@ export class WorkerModule {
         RunRepository,
         RepairRepository,
         JobQueue,
-        // No statement that waits for a row can keep the worker from asking what was cancelled.
+        // A connection of its own: no statement that waits for a row may keep the worker from polling for cancels.
         {
           provide: OWN_CONNECTION,
           useFactory: () => new Database({ ...settings, DATABASE_POOL_SIZE: 1 }, logger),

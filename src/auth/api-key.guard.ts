@@ -7,12 +7,15 @@ import { hashApiKey, parseAuthorization } from './api-key';
 import { ApiKeyRepository } from './api-key.repository';
 import { type Caller } from './caller';
 
-/** Marks a handler whose own statement looks the key up. When that finds nothing, the handler calls `identify`. */
+/**
+ * Marks a handler whose own SQL statement looks up the key. If the statement finds nothing, the handler calls
+ * `identify`.
+ */
 export const LooksUpKey = Reflector.createDecorator<true>();
 
 /**
- * Lets a request through if its API key is valid and its workspace active, and says who calls. The key is
- * looked up at every request: a revoked one stops working at once.
+ * Lets a request through if its API key is valid and its workspace active, and records the caller. The key is looked up
+ * on every request, so a revoked key stops working at once.
  */
 @Injectable()
 export class ApiKeyGuard implements CanActivate {
@@ -23,7 +26,7 @@ export class ApiKeyGuard implements CanActivate {
 
   async canActivate(context: ExecutionContext): Promise<boolean> {
     const request = context.switchToHttp().getRequest<FastifyRequest>();
-    // Node keeps the first of several Authorization headers; which one was meant is not ours to guess.
+    // Node keeps only the first of several Authorization headers; we do not guess which one was meant.
     const headers = headerValues(request.raw, 'authorization');
     const key = headers.length === 1 ? parseAuthorization(headers[0]) : undefined;
     if (!key) throw invalidKey(headers.length === 0 ? '' : INVALID_TOKEN);

@@ -6,10 +6,10 @@ import { newId } from '../infrastructure/ids';
 import { hashApiKey, newApiKey } from './api-key';
 import { type Caller } from './caller';
 
-/** Whom a key speaks for. */
+/** The caller that a key identifies, and whether its workspace is active. */
 type KeyOwner = Caller & { workspaceActive: boolean };
 
-/** A key as its owner may see it: everything but the key. */
+/** What may be shown of a key: everything but the key itself. */
 export type ListedKey = {
   id: string;
   name: string;
@@ -20,17 +20,19 @@ export type ListedKey = {
   workspace: { slug: string; active: boolean };
 };
 
-/** The condition of a key `k` that works. */
+/** SQL condition: the key `k` is neither revoked nor expired. */
 export const KEY_WORKS = Prisma.sql`(k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()))`;
 
-/** API keys and the workspaces that they belong to. Only their hashes are ever stored or compared. */
+/** API keys and the workspaces they belong to. Only hashes of keys are ever stored or compared. */
 @Injectable()
 export class ApiKeyRepository {
   private readonly lookUps = new Batches<string, KeyOwner | undefined>((hashes) => this.findOwners(hashes));
 
   constructor(private readonly database: Database) {}
 
-  /** Whose key has this hash, or undefined if it is unknown, expired or revoked. Asks Postgres each time. */
+  /**
+   * The owner of the key with this hash, or undefined if it is unknown, expired or revoked. Asks Postgres each time.
+   */
   async findOwner(hash: string): Promise<KeyOwner | undefined> {
     return this.lookUps.call(hash);
   }
@@ -45,13 +47,13 @@ export class ApiKeyRepository {
     return hashes.map((hash) => owners.get(hash));
   }
 
-  /** The time by the clock that decides when a key expires. */
+  /** The time by the clock of Postgres, which decides when a key expires. */
   async now(): Promise<Date> {
     const [{ now }] = await this.database.$queryRaw<[{ now: Date }]>`SELECT now()`;
     return now;
   }
 
-  /** Makes a key and returns it: the only time that it can be seen. A workspace that is new is created. */
+  /** Creates a key and returns it; it cannot be shown again. Creates the workspace if it does not exist. */
   async create(workspaceSlug: string, name: string, expiresAt: Date | null): Promise<{ id: string; key: string }> {
     const workspace = await this.database.workspace.upsert({
       where: { slug: workspaceSlug },
@@ -77,7 +79,7 @@ export class ApiKeyRepository {
     });
   }
 
-  /** Ends a key at once. False when there is no such key, or it was revoked before. */
+  /** Revokes a key at once. Returns false if there is no such key or it was revoked before. */
   async revoke(id: string): Promise<boolean> {
     const { count } = await this.database.apiKey.updateMany({
       where: { id, revokedAt: null },
@@ -87,9 +89,9 @@ export class ApiKeyRepository {
   }
 
   /**
-   * Makes a key with the name and the workspace of another, which ends at `oldEndsAt`. It expires when it is told, or
-   * else when that one would have. Returns undefined when there is no such key that still works, or another has taken
-   * its place before.
+   * Creates a key with the name and workspace of key `id`, which stops working at `oldEndsAt` at the latest. The new
+   * key expires at `newExpiresAt`, or else when the old one would have. Returns undefined if the old key does not
+   * exist, no longer works, or was rotated before.
    */
   async rotate(
     id: string,

@@ -13,19 +13,19 @@ export function newApiKey(): string {
 }
 
 /**
- * What is stored of a key: its SHA-256, in hexadecimal. The key is random and long, so that a slow hash would
- * add nothing; and it is looked up by its hash, so that no comparison can be timed.
+ * What is stored of a key: its SHA-256, in hexadecimal. The key is long and random, so a slow hash would add nothing;
+ * and it is looked up by its hash, so no comparison can be timed.
  */
 export function hashApiKey(key: string): string {
   return hash('sha256', key);
 }
 
-/** Whether something that is no place for a key has one in it. */
+/** Whether a text that must not contain an API key seems to contain one. */
 export function holdsApiKey(text: string): boolean {
   return text.includes(PREFIX);
 }
 
-/** The key in an `Authorization` header, or undefined if it does not have the form of one. */
+/** The key in an `Authorization` header, or undefined if the header is not well formed. */
 export function parseAuthorization(header: string | undefined): string | undefined {
   const key = header?.match(BEARER)?.[1];
   // The scheme may be written in any case (RFC 9110), the key may not.

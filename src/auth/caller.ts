@@ -7,9 +7,9 @@ export type Caller = { keyId: string; workspaceId: string; workspaceSlug: string
 /** An API key as a request presents it, not yet looked up. */
 export type PresentedKey = {
   hash: string;
-  /** Looks it up. Throws the 401 or 403 of a key that does not work. */
+  /** Looks the key up. Throws the 401 or 403 error if it does not work. */
   identify(): Promise<Caller>;
-  /** Says whose it is: the request's line in the log has it then. */
+  /** Records whose key it is, so that the request's log line names the caller. */
   belongsTo(caller: Caller): void;
 };
 

@@ -144,7 +144,7 @@ function parse(args: string[]) {
   }
 }
 
-/** What Prisma says behind the statement that it quotes. */
+/** Prisma's own message, which follows the statement that it quotes. */
 function lastLine(error: unknown): string {
   return String(error).trim().split('\n').at(-1) ?? '';
 }
@@ -173,7 +173,7 @@ function checkName(name: string | undefined): string {
   return name;
 }
 
-/** So long from now, by the clock of Postgres, which judges it. */
+/** The moment this long from now, by the clock of Postgres, which decides when a key expires. */
 async function after(keys: ApiKeyRepository, time: string, option: string): Promise<Date> {
   const [, number, unit] = /^(\d{1,6})([mhd])$/.exec(time) ?? [];
   if (!number || !unit || Number(number) === 0)
@@ -197,7 +197,7 @@ const print = (line: string) => void process.stdout.write(`${line}\n`);
 const note = (line: string) => void process.stderr.write(`${line}\n`);
 
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  // A reader of a list may have seen enough of it; a key that nobody has seen is lost.
+  // Whoever reads a list may stop early, as `head` does; but a key that was not shown is lost.
   if (error.code === 'EPIPE' && !printedKeyId) process.exit(0);
   note(`Failed: ${error.message}${printedKeyId ? `; nobody has seen the key, so revoke ${printedKeyId}` : ''}`);
   process.exit(1);

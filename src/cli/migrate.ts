@@ -6,9 +6,9 @@ import { Client, DatabaseError } from 'pg';
 import { SETTINGS } from '../config/settings';
 
 /**
- * Applies prisma/migrations to the database that DATABASE_URL names, as `prisma migrate deploy` does, but without
- * the schema engine that Prisma downloads. It keeps Prisma's own books (the table `_prisma_migrations`, its
- * checksums, its advisory lock), so that either can go on where the other stopped.
+ * Applies prisma/migrations to the database that DATABASE_URL names, as `prisma migrate deploy` does, but without the
+ * schema engine that Prisma downloads. It shares Prisma's bookkeeping (the table `_prisma_migrations`, its checksums,
+ * its advisory lock), so either tool can carry on where the other stopped.
  */
 
 /** The lock that Prisma's own engine takes. */
@@ -16,17 +16,17 @@ const PRISMA_LOCK = 72707369;
 const MIGRATIONS = join(__dirname, '..', '..', 'prisma', 'migrations');
 
 /**
- * How long a migration waits for a table that somebody reads. Meanwhile every other statement on the table waits behind
- * it, those of the running service, too. They wait for a connection as well, for two seconds, and `/readyz` for an
- * answer, for one.
+ * How long a migration waits for a table that is in use. Meanwhile every other statement on the table queues behind the
+ * migration, including those of the running service, which waits at most two seconds for a connection, and in `/readyz`
+ * one second for an answer.
  */
 const LOCK_MS = 500;
-/** So long after that, it tries again; the same if another migration is under way. */
+/** Pause before the next try, after such a timeout or while another migration is under way. */
 const PAUSE_MS = 3000;
 const LOCK_TRIES = 100;
 const LOCK_NOT_AVAILABLE = '55P03';
 
-/** As Prisma creates it. */
+/** The table as Prisma creates it. */
 const BOOKS = `CREATE TABLE IF NOT EXISTS _prisma_migrations (
   id VARCHAR(36) PRIMARY KEY NOT NULL,
   checksum VARCHAR(64) NOT NULL,
@@ -66,17 +66,17 @@ async function main(args: string[]): Promise<number> {
   }
   let client: Client | undefined;
   try {
-    // Refuses what is wrong within the URL.
+    // Throws if the URL is faulty.
     client = new Client({
       connectionString: url.data,
       connectionTimeoutMillis: 10_000,
       keepAlive: true,
       keepAliveInitialDelayMillis: 30_000,
     });
-    // A connection that is lost fails the statement that is under way, or the next one.
+    // Losing the connection fails the current statement, or the next one; nothing more to do here.
     client.on('error', () => undefined);
     await client.connect();
-    // Whatever the role has: another migration, or this one, may take long.
+    // Overrides the limits of the role: another migration, or this one, may take long.
     await client.query('SET statement_timeout = 0; SET lock_timeout = 0');
     await lockPatiently(client);
     await client.query(BOOKS);
@@ -85,7 +85,7 @@ async function main(args: string[]): Promise<number> {
     );
     const pending = findPending(rows);
     for (const migration of pending) await applyPatiently(client, migration);
-    // A pooler may give the connection to somebody else.
+    // A pooler may hand this connection on to another client, with its lock and settings.
     await client.query('SELECT pg_advisory_unlock($1)', [PRISMA_LOCK]);
     await client.query('RESET statement_timeout; RESET lock_timeout');
     process.stdout.write(`${pending.length} migration(s) applied, ${rows.length} were there before\n`);
@@ -135,7 +135,7 @@ function findPending(applied: Applied[]): Migration[] {
     const file = migrations.find((migration) => migration.name === name);
     if (!finishedAt) throw new Error(`${name} was begun and not finished; see \`prisma migrate resolve\``);
     if (!file && name > (migrations.at(-1)?.name ?? '')) {
-      // The same as Prisma does: a version must be able to run beside the next one, and to come back after it.
+      // As Prisma does: a version must be able to run beside the next one, and to be deployed again after it.
       process.stderr.write(`${name} is of a later version\n`);
       continue;
     }
@@ -174,7 +174,7 @@ async function apply(client: Client, { name, sql, checksum }: Migration): Promis
     );
     await client.query('COMMIT');
   } catch (error) {
-    // Without a connection there is nothing to take back.
+    // If the connection is lost, there is nothing to roll back.
     await client.query('ROLLBACK').catch(() => undefined);
     throw error;
   }

@@ -93,7 +93,7 @@ describe('settings', () => {
     expect(faultsOf({ ...REQUIRED, REDIS_URL })).toEqual([
       'REDIS_URL must be one URL, or REDIS_MODE sentinel or cluster',
     ]);
-    // Redis looks at the first braces only, and not at empty ones.
+    // Redis hashes only what the first braces hold; if that is empty, it hashes the whole key.
     for (const QUEUE_PREFIX of ['jobs', '{}{jobs}']) {
       expect(faultsOf({ ...REQUIRED, REDIS_URL, REDIS_MODE: 'cluster', QUEUE_PREFIX })).toEqual([
         'QUEUE_PREFIX must have a part in braces on a cluster',

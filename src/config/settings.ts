@@ -58,7 +58,7 @@ const oneOf = <const Options extends readonly [string, ...string[]]>(options: Op
 /** Every environment variable that the service reads: its type, its default and what it is for. */
 export const SETTINGS = {
   DATABASE_URL: url(/^postgres(ql)?:\/\//, 'postgres://')
-    // Prisma's own tools would heed it, and nothing else.
+    // Only Prisma's own tools would honour a schema; the service would not.
     .refine((value) => ['public', null].includes(new URL(value).searchParams.get('schema')), {
       message: 'must name no schema but public',
     })
@@ -97,7 +97,7 @@ export const SETTINGS = {
   HOST: z
     .string()
     .min(1)
-    // Of its two addresses one: for the other, Fastify opens a second server that knows nothing of what we set.
+    // One of localhost's two addresses: for the other, Fastify would open a second server without our configuration.
     .transform((host) => (host === 'localhost' ? '127.0.0.1' : host))
     .default('0.0.0.0')
     .describe('Address that the processes listen on.'),
@@ -169,10 +169,10 @@ export const SETTINGS = {
 
 export type Settings = { readonly [Name in keyof typeof SETTINGS]: z.output<(typeof SETTINGS)[Name]> };
 
-/** Says what is wrong, or nothing. */
+/** Returns what is wrong, or a falsy value. */
 type Rule = (settings: Partial<Settings>) => string | false | 0 | undefined;
 
-/** The part of a key that chooses its node: what the first braces hold, if they hold anything. */
+/** The part of a Redis key that decides its cluster node: what the first braces hold, if they hold anything. */
 const HASH_TAG = /^[^{]*\{[^}]+\}/;
 
 /** Rules over several variables. */
@@ -191,14 +191,14 @@ const RULES: Rule[] = [
     ack + grace + kill > LONGEST_MS && `STOP_ACK_MS + STOP_GRACE_MS + STOP_KILL_MS must be at most ${LONGEST_MS}`,
 ];
 
-/** Names every faulty variable and the rule that it breaks; never a value, for a value can be a secret. */
+/** Names every faulty variable and the rule it breaks, but never a value, which may be a secret. */
 export class InvalidSettings extends Error {
   constructor(readonly faults: string[]) {
     super(`Invalid settings:\n${faults.map((fault) => `  ${fault}`).join('\n')}`);
   }
 }
 
-/** Reads the settings out of an environment; a variable that is set to nothing counts as not set. */
+/** Reads the settings from an environment; an empty variable counts as not set. */
 export function parseSettings(environment: NodeJS.ProcessEnv, rules: Rule[] = []): Settings {
   const faults: string[] = [];
   const settings: Record<string, unknown> = {};
@@ -216,8 +216,8 @@ export function parseSettings(environment: NodeJS.ProcessEnv, rules: Rule[] = []
 }
 
 /**
- * Reads this process's environment, once, at start; `rules` are those that only this process needs. Ends the process
- * with one message when it is faulty.
+ * Reads the settings from this process's environment, once, at start. `rules` apply to this process only. If a setting
+ * is invalid, prints one message and ends the process.
  */
 export function readSettings(...rules: Rule[]): Settings {
   try {

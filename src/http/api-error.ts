@@ -1,6 +1,6 @@
 /**
- * Every error that this service answers with: its code, and the HTTP status and type that go with it. The
- * README's table is held against this one by a test.
+ * Every error that this service answers with: its code, HTTP status and type. A test checks the README's table against
+ * this one.
  */
 export const API_ERRORS = {
   malformed_request: { status: 400, type: 'invalid_request', about: 'The request is not well-formed HTTP.' },
@@ -53,7 +53,7 @@ export type ApiErrorCode = keyof typeof API_ERRORS;
 /** The envelope of every error. */
 type ErrorEnvelope = { error: { type: string; code: string; message: string } };
 
-/** An error that is the caller's answer. */
+/** An error to send to the caller. */
 export class ApiError extends Error {
   constructor(
     readonly code: ApiErrorCode,

@@ -5,17 +5,18 @@ import { type Logger } from '../infrastructure/logger';
 import { ApiError } from './api-error';
 import { type Connection } from './connections';
 
-/** What Node says of a connection. */
+/** An error that Node reports for a connection. */
 type ClientError = Error & { code?: string };
 
 const refusals = new WeakMap<ServerResponse, ApiError>();
 
-/** What the caller was told instead of this answer, because the rest of the request did not arrive as it should. */
+/** The error that was sent instead of this response, because the rest of its request did not arrive properly. */
 export const refusalOf = (response: ServerResponse): ApiError | undefined => refusals.get(response);
 
 /**
- * Node gave up on a connection, on what is no request: answers that in the envelope and closes it. Requests that
- * came before on the same connection are answered first, or their caller would take this for their answer.
+ * Answers, in the error envelope, when Node gives up on a connection because what arrived is not a valid request, and
+ * closes it. Earlier requests on the connection are answered first; otherwise the caller would take this answer for
+ * theirs.
  */
 export function refuseConnection(
   error: ClientError,
@@ -31,7 +32,7 @@ export function refuseConnection(
     const refusal = describeClientError(error);
     const begun = connection.newest?.req.complete === false ? connection.newest : undefined;
     if (begun) {
-      // It was answered before all of it had arrived: it needs no second answer.
+      // This request was answered before all of it had arrived: it needs no second answer.
       if (begun.writableEnded) return void socket.end();
       refusals.set(begun, refusal);
     }

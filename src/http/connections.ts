@@ -2,23 +2,23 @@ import { type Server, type ServerResponse } from 'node:http';
 import { type Socket } from 'node:net';
 import { type Logger } from '../infrastructure/logger';
 
-/** What is known of a client's connection. */
+/** The state of a client's connection. */
 export type Connection = {
-  /** The answers that are still to be given, in the order of their requests, each with the one before it. */
+  /** The responses still to be sent, in the order of their requests; each maps to the one before it. */
   unanswered: Map<ServerResponse, ServerResponse | undefined>;
   newest?: ServerResponse;
-  /** Whether it has been told that what it sent is no request. */
+  /** Whether the client has been told that what it sent is not a valid request. */
   refused: boolean;
 };
 
 /**
- * A connection with more requests than this still to be answered is cut: they wait in memory, before any key is looked
- * at. Clients that do not wait for each answer send some dozens.
+ * A connection with more unanswered requests than this is cut: they wait in memory before any key is checked. Clients
+ * that pipeline send a few dozen.
  */
 const MOST_UNANSWERED = 256;
-/** How often connections are looked at while the server closes. */
+/** How often connections are checked while the server closes. */
 const LOOK_EVERY_MS = 50;
-/** What has not arrived in full by then is not waited for. */
+/** How long a closing server waits for requests that have not arrived in full. */
 const ARRIVAL_MS = 2000;
 
 /** The open connections of a server, and which requests of each are still to be answered. */
@@ -33,7 +33,7 @@ export class Connections {
       this.open.set(socket, { unanswered: new Map(), refused: false });
       socket.once('close', () => this.open.delete(socket));
     });
-    // Before Fastify hears of it.
+    // Runs before Fastify sees the request.
     server.prependListener('request', ({ socket }, response) => {
       const connection = this.open.get(socket);
       if (!connection) return;
@@ -53,10 +53,10 @@ export class Connections {
   }
 
   /**
-   * Calls back when it is the turn of the request of this answer: once the one before it on its connection has been
-   * answered, and so all before it. Else a GET sent right behind a DELETE could find the job as it was. Never, when the
-   * connection has ended by then: what is prepared for an answer that nobody gets, an open file for one, Node would not
-   * take back.
+   * Calls `handle` when this response's turn has come: once the one before it on its connection, and so every earlier
+   * one, has been answered. Otherwise a GET sent right behind a DELETE could still find the job unchanged. If the
+   * connection has ended by then, `handle` is never called: Node would not release what it prepares for an answer that
+   * nobody gets, such as an open file.
    */
   inTurn(response: ServerResponse, handle: () => void): void {
     const { socket } = response.req;
@@ -67,8 +67,8 @@ export class Connections {
   }
 
   /**
-   * Whether the connection ends with this answer, which must say so: the caller's next request would be lost. An
-   * answer to a request that has not arrived in full is never the last thing on a connection.
+   * Whether this answer is the last on its connection. If so, the answer must say so, or the caller's next request
+   * would be lost. The answer to a request that has not arrived in full is never the last.
    */
   endsWith(response: ServerResponse): boolean {
     if (!this.closing || !response.req.complete) return false;
@@ -76,9 +76,9 @@ export class Connections {
   }
 
   /**
-   * Lets a server that is being closed end: each connection once its requests are answered, or do not arrive, and
-   * every one after `limitMs`. By itself it would wait, without a limit, for connections that send nothing and for
-   * requests that do not arrive in full, and for one that was busy at the time as long as it is kept alive.
+   * Lets a closing server end: each connection once its requests have been answered or have failed to arrive, and all
+   * connections after `limitMs`. By itself Node would wait without limit for connections that send nothing and for
+   * requests that do not arrive in full, and for a connection that was busy at the time as long as it is kept alive.
    */
   endWithin(limitMs: number, server: Server): void {
     this.closing = true;
@@ -86,7 +86,7 @@ export class Connections {
     const look = () => {
       const waited = performance.now() - began;
       for (const [socket, { unanswered, newest }] of this.open) {
-        // While bytes come in that nobody reads, the end of a connection can overtake its last answer.
+        // If a connection is closed while unread bytes arrive, the client can see its end before the last answer.
         const isArriving = newest?.req.complete === false;
         if (waited > limitMs || (isArriving ? waited > ARRIVAL_MS : unanswered.size === 0)) socket.destroy();
       }

@@ -4,7 +4,7 @@ import { isDatabaseUnavailable } from '../infrastructure/database-errors';
 import { JobNotCancellable, JobNotFound, RowLocked, ScenarioNotFound } from '../modules/scenario-jobs/job.errors';
 import { ApiError } from './api-error';
 
-/** Seconds after which a caller may expect Postgres back; long enough for a restart. */
+/** Seconds after which a caller may expect Postgres to be back; long enough for a restart. */
 const RETRY_AFTER_S = 2;
 
 /** Turns whatever was thrown into the error envelope: the one place that knows the HTTP status of an error. */
@@ -27,17 +27,17 @@ export class ErrorFilter implements ExceptionFilter {
   }
 }
 
-/** Nest found no handler: the path may exist under other methods. */
+/** The error for a request without a handler: 405 if the path exists under other methods, else 404. */
 function unknownRoute(request: FastifyRequest): ApiError {
   const { method, server } = request;
   const [url = ''] = request.url.split('?', 1);
   const where = `${method} ${request.originalUrl.split('?', 1)[0]}`;
   const allowed = server.supportedMethods.filter((one) => {
     const route = server.findRoute({ method: one, url });
-    // A job without an id has no handler, though Fastify has the route.
+    // Fastify's route also matches an empty job id, for which there is no handler.
     return route && !Object.values(route.params).includes('');
   });
-  // What serves /docs throws the same for a file that it does not have.
+  // /docs also throws NotFoundException, for a file that it does not have.
   if (allowed.length === 0 || allowed.includes(method)) {
     return new ApiError('route_not_found', `Route not found: ${where}`);
   }
@@ -54,7 +54,7 @@ export function toApiError(thrown: unknown): ApiError {
   if (thrown instanceof JobNotFound) return new ApiError('job_not_found', thrown.message);
   if (thrown instanceof JobNotCancellable) return new ApiError('job_not_cancellable', thrown.message);
   if (thrown instanceof ScenarioNotFound) return new ApiError('scenario_not_found', thrown.message);
-  // Checked first: a caller's broken connection has the same code as a broken one to Postgres.
+  // Checked first: a caller's broken connection has the same error code as a broken connection to Postgres.
   const refused = fromFramework(thrown);
   if (refused) return refused;
   if (thrown instanceof RowLocked || isDatabaseUnavailable(thrown) || isHandlerTimeout(thrown)) {
@@ -74,7 +74,7 @@ function isHandlerTimeout(thrown: unknown): boolean {
   return (thrown as { code?: string } | undefined)?.code === 'FST_ERR_HANDLER_TIMEOUT';
 }
 
-/** What Fastify or Nest object to before a request reaches our code. */
+/** The error for what Fastify or Nest refused before the request reached our code. */
 function fromFramework(thrown: unknown): ApiError | undefined {
   const status =
     thrown instanceof HttpException ? thrown.getStatus() : (thrown as { statusCode?: number } | undefined)?.statusCode;

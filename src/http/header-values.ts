@@ -1,8 +1,8 @@
 import { type IncomingMessage } from 'node:http';
 
 /**
- * Every value that a request has for a header, whose name is given in lower case. Node keeps one of several, and its
- * own `headersDistinct` throws in some versions when a header is called `__proto__`.
+ * Every value that a request has for a header; `name` is in lower case. Node keeps only one of several values, and its
+ * own `headersDistinct` throws in some versions if a header is called `__proto__`.
  */
 export function headerValues({ rawHeaders }: IncomingMessage, name: string): string[] {
   const values: string[] = [];

@@ -5,7 +5,7 @@ import { LOGGER, type Logger } from '../infrastructure/logger';
 import { within } from '../infrastructure/within';
 import { ApiError } from './api-error';
 
-/** Injection token of the function that asks Redis for a sign of life. */
+/** Injection token of the function that pings Redis. */
 export const PING_REDIS = Symbol('ping Redis');
 
 const PING_LIMIT_MS = 1000;
@@ -13,10 +13,10 @@ const PING_LIMIT_MS = 1000;
 type State = 'up' | 'down';
 type Server = 'postgres' | 'redis';
 
-/** What a load balancer or an orchestrator asks. */
+/** Health checks for load balancers and orchestrators. */
 @Controller()
 export class HealthController {
-  /** What is wrong with a server that is down. */
+  /** The current fault of each server that is down. */
   private readonly faults = new Map<Server, string>();
 
   constructor(
@@ -25,15 +25,15 @@ export class HealthController {
     @Inject(LOGGER) private readonly logger: Logger,
   ) {}
 
-  /** The process runs and answers. */
+  /** Answers as long as the process runs. */
   @Get('livez')
   live() {
     return { status: 'ok' };
   }
 
   /**
-   * The process can do its work. Without Postgres it cannot. Without Redis it can, but slower: jobs wait to be
-   * queued and a stop takes a poll instead of a message. That is `degraded`, and still ready.
+   * Answers whether the process can do its work. Without Postgres it cannot. Without Redis it can, but more slowly:
+   * jobs wait to be queued, and a stop waits for a poll instead of a doorbell. That is `degraded`, and still ready.
    */
   @Get('readyz')
   async ready(@Res({ passthrough: true }) reply: FastifyReply) {
@@ -47,7 +47,10 @@ export class HealthController {
     return { status: 'unavailable', postgres, redis, ...envelope };
   }
 
-  /** Logs each new fault once: a process that is not ready gets no requests, whose failures would tell. */
+  /**
+   * The state of a server. Logs each new fault once: a process that is not ready gets no requests whose failures would
+   * show it.
+   */
   private async stateOf(server: Server, ping: Promise<void>): Promise<State> {
     try {
       await within(PING_LIMIT_MS, 'ping', ping);

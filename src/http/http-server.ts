@@ -14,19 +14,19 @@ import { headerValues } from './header-values';
 import { BODY_LIMIT, isUnwanted, readBodies } from './request-body';
 import { logOnceAnswered, logRequests } from './request-log';
 
-/** A request has to be complete after so long; nobody keeps a connection by sending slowly. */
+/** A request must have arrived in full after this long, so that nobody can hold a connection by sending slowly. */
 const REQUEST_TIMEOUT_MS = 15_000;
-/** How often that is looked at; Node does it every 30 s by itself, and a body could take as much longer. */
+/** How often Node checks that limit. Its default is 30 s, by which a body could exceed the limit. */
 const TIMEOUT_CHECK_MS = 1000;
-/** Nothing that a request needs may take longer than this, its own arrival included. */
+/** Limit for everything that a request needs, its own arrival included. */
 const HANDLER_TIMEOUT_MS = 25_000;
 const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
-/** RFC 9110: a name or an address, and perhaps a port. */
+/** A host name or address, and optionally a port (RFC 9110). */
 const HOST = /^(\[[0-9a-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?$/i;
 
 /**
- * The HTTP server of both processes: Fastify, set up so that every answer has a request id and every error
- * is in the envelope, also those that Fastify or Node find before a route is reached.
+ * The HTTP server of both processes: Fastify, set up so that every answer has a request id and every error is in the
+ * envelope, including errors that Fastify or Node find before a route is reached.
  */
 export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapter {
   const connections = new Connections(logger);
@@ -35,23 +35,23 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     bodyLimit: BODY_LIMIT,
     requestTimeout: REQUEST_TIMEOUT_MS,
     http: {
-      // Node takes the larger of the two for the whole request, and its own 60 s would be that.
+      // Node applies the larger of the two limits to the whole request, and its default here is 60 s.
       headersTimeout: REQUEST_TIMEOUT_MS,
       connectionsCheckingInterval: TIMEOUT_CHECK_MS,
-      // Node would answer a request without a Host by itself, in words that are not ours: see `faultInHost`.
+      // Node would answer a request without a Host itself, outside our envelope: see `faultInHost`.
       requireHostHeader: false,
     },
     handlerTimeout: HANDLER_TIMEOUT_MS,
     keepAliveTimeout: 72_000,
     genReqId: requestId,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'requestId' }),
-    // The id in a path is looked up however long it is: it is then not found.
+    // An id in a path is looked up however long it is, so a long one is simply not found.
     routerOptions: { maxParamLength: 65_536 },
     rewriteUrl: (request: IncomingMessage) => decodable(request.url ?? '/'),
     clientErrorHandler: (error, socket) => refuseConnection(error, socket, connections.get(socket), logger),
-    // A request that comes while the server is closed is one more; the answer of Fastify has another shape.
+    // While the server closes, requests are served as usual; Fastify's own 503 is not in our envelope.
     return503OnClosing: false,
-    // What has no route has no hooks either.
+    // Without a route no hooks run, so what they do is done here.
     frameworkErrors: (thrown: unknown, request: FastifyRequest, reply: FastifyReply) => {
       const error = toApiError(thrown);
       request.logged = { error: error.code };
@@ -68,38 +68,38 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
   return adapter;
 }
 
-/** Answers what Node would drop, or answer by itself in words that are not ours. */
+/** Answers what Node would drop, or would answer itself outside our envelope. */
 function answerForNode(server: Server, connections: Connections, logger: Logger): void {
   connections.watch(server);
-  // A caller who has closed its sending side and still reads gets its answer. (Node's types lack this property.)
+  // A caller that has closed its sending side but still reads gets its answer. (Node's types lack this property.)
   Object.assign(server, { httpAllowHalfOpen: true });
-  // Node would drop the 2001st and all after it, and say nothing. 16 KiB is the limit of all of them.
+  // By default Node silently drops every header after the 2000th. All headers together are limited to 16 KiB.
   server.maxHeadersCount = 0;
-  // Node would drop it without an answer. It has taken its own listeners away: an error nobody hears would end the
-  // process.
+  // Node would drop a CONNECT request without an answer. It has removed its own listeners from the socket, and an error
+  // that has no listener would end the process.
   server.on('connect', (request, socket) => {
     socket.on('error', () => socket.destroy());
     refuseConnection(new Error(request.method), socket as Socket, connections.get(socket as Socket), logger);
   });
-  // Who asks before sending a body that is too large is told so at once.
+  // A caller that asks before sending a body that is too large is refused at once.
   server.on('checkContinue', (request, response) => {
     if (!isUnwanted(request)) response.writeContinue();
     server.emit('request', request, response);
   });
-  // An expectation that Node does not know is ignored; it would be refused in words that are not ours.
+  // An expectation that Node does not know is ignored; Node would refuse it outside our envelope.
   server.on('checkExpectation', (request, response) => server.emit('request', request, response));
 }
 
 function addHeaders(fastify: FastifyInstance): void {
   fastify.addHook('onRequest', (request, reply, done) => {
     void reply.header('x-request-id', request.id);
-    // Node reads no further on a connection that asks for another protocol: the next request would wait for ever.
+    // Node reads no further on a connection that asks for another protocol: the next request on it would wait forever.
     if (request.headers.upgrade !== undefined) void reply.header('connection', 'close');
     done(faultInHost(request.raw));
   });
 }
 
-/** Handles the requests of one connection one after the other, and ends each connection after its last answer. */
+/** Handles the requests of each connection one after the other, and ends each connection after its last answer. */
 function keepOrder(fastify: FastifyInstance, connections: Connections): void {
   fastify.addHook('onRequest', (_request, reply, done) => {
     connections.inTurn(reply.raw, done);
@@ -123,14 +123,14 @@ function faultInHost(request: IncomingMessage): ApiError | undefined {
   return HOST.test(hosts[0] ?? '') ? undefined : new ApiError('malformed_request', 'The Host header is not a host');
 }
 
-/** Takes over the caller's request id if it is one that can stand in a log line and holds no key, else makes one. */
+/** The id of a request: the caller's own if it can stand in a log line and contains no key, else a new one. */
 function requestId(request: IncomingMessage): string {
   const given = request.headers['x-request-id'];
   request.id = typeof given === 'string' && REQUEST_ID.test(given) && !holdsApiKey(given) ? given : randomUUID();
   return request.id;
 }
 
-/** A path that cannot be decoded is taken literally; it then gets the usual 404. */
+/** Escapes a path that cannot be decoded, so that it is taken literally and gets the usual 404. */
 function decodable(url: string): string {
   const [path = '', ...query] = url.split('?');
   try {
@@ -143,7 +143,7 @@ function decodable(url: string): string {
 
 declare module 'http' {
   interface IncomingMessage {
-    /** Of a request, from when its headers have been read. */
+    /** The request's id, set once its headers have been read. */
     id?: string;
   }
 }

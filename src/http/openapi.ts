@@ -31,7 +31,7 @@ function describeApi(app: INestApplication): OpenAPIObject {
   });
   for (const path of PROBES) delete document.paths[path];
 
-  // What every operation may answer is described once.
+  // The responses that every operation may give are described once.
   document.components ??= {};
   document.components.responses = {
     Unauthorized: {

@@ -1,2 +1,2 @@
-/** What both processes are asked every few seconds by machines, without a key. */
+/** Paths of both processes that machines request every few seconds, without a key. */
 export const PROBES = ['/livez', '/readyz', '/metrics'];

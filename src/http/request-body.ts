@@ -5,18 +5,18 @@ import { type FastifyInstance, type FastifyRequest } from 'fastify';
 import { ApiError } from './api-error';
 import { headerValues } from './header-values';
 
-/** Twelve bytes for each of the 60 000 characters of the largest prompt and context, and some air. */
+/** Room for 12 bytes for each of the 60 000 characters of the largest prompt and context, and some to spare. */
 export const BODY_LIMIT = 1024 * 1024;
 const METHODS_WITH_BODY = new Set(['POST', 'PUT', 'PATCH']);
 const JSON_TYPE = /^application\/json[ \t]*(;|$)/i;
 const OTHER_CHARSET = /;[ \t]*charset=(?!"?utf-8"?[ \t]*(;|$))/i;
-/** How long the rest of a body that is too large is read and dropped: a sender who is cut off might never read why. */
+/** How long the rest of a body that is too large is read and dropped: a sender that is cut off might never see why. */
 const LINGER_MS = 5000;
 
 /**
- * Has the body of every request read, whatever its type, also where none is due: what turns out to be malformed must
- * have no effect. What is wrong with it the handler says, once the key has been checked: others learn nothing. So the
- * body that a handler gets is the text of a JSON body, or what is wrong with it.
+ * Has the body of every request read, whatever its type and even where none is expected: a malformed request must have
+ * no effect. Errors in the body are reported by the handler, after the key has been checked, so that others learn
+ * nothing. A handler therefore receives either the text of a JSON body or the error found in it.
  */
 export function readBodies(fastify: FastifyInstance): void {
   fastify.removeAllContentTypeParsers();
@@ -25,7 +25,7 @@ export function readBodies(fastify: FastifyInstance): void {
   });
   fastify.addHook('onRequest', (request, _reply, done) => {
     const { headers, method } = request.raw;
-    // Fastify would refuse a type that it cannot read, whether or not there is a body, and a QUERY without one.
+    // Fastify would refuse a content type that it cannot read, even without a body, and a QUERY without a content type.
     if (headers['content-type'] !== undefined || method === 'QUERY')
       headers['content-type'] = 'application/octet-stream';
     done();
@@ -36,7 +36,7 @@ export function readBodies(fastify: FastifyInstance): void {
   });
 }
 
-/** Whether the request waits for leave to send a body, and that is too large: then nothing of it will come. */
+/** Whether the request asks for permission to send a body that is too large: such a body never comes. */
 export function isUnwanted({ headers }: IncomingMessage): boolean {
   return /100-continue/i.test(headers.expect ?? '') && Number(headers['content-length']) > BODY_LIMIT;
 }
@@ -51,14 +51,14 @@ function textOf(request: FastifyRequest, body: Buffer): string | ApiError {
   if (hasOther('content-encoding', 'identity')) {
     return new ApiError('unsupported_media_type', 'Content-Encoding is not supported');
   }
-  // Node reads what is chunked, whatever else has been done to it.
+  // Node decodes a chunked body whatever other transfer codings have been applied to it.
   if (hasOther('transfer-encoding', 'chunked')) {
     return new ApiError('unsupported_media_type', 'Transfer-Encoding is not supported but for chunked');
   }
   return isUtf8(body) ? body.toString() : new ApiError('invalid_json', 'Request body is not valid UTF-8');
 }
 
-/** Resolves when all of a request has been received, or has not been within `limitMs`. */
+/** Resolves once the whole request has been received, or after `limitMs`. */
 async function arrived(request: IncomingMessage, limitMs: number): Promise<void> {
   if (request.complete) return;
   const signal = AbortSignal.timeout(limitMs);

@@ -10,14 +10,14 @@ declare module 'fastify' {
     caller?: Caller;
     /** Set by the API key guard. */
     presentedKey?: PresentedKey;
-    /** What an operation adds to the line that is logged for its request. */
+    /** What an operation adds to the log line of its request. */
     logged?: Record<string, unknown>;
   }
 }
 
-/** Has every request that reaches a route counted and logged. */
+/** Counts and logs every request that reaches a route. */
 export function logRequests(fastify: FastifyInstance, metrics: Metrics): void {
-  // Not `onResponse`, which does not come when the caller has hung up: what the request did, it has done.
+  // Not `onResponse`, which does not fire if the caller has hung up; the request may have had its effect anyway.
   fastify.addHook('onSend', (request, reply, _payload, done) => {
     logOnceAnswered(request, reply, metrics);
     done();
@@ -26,7 +26,7 @@ export function logRequests(fastify: FastifyInstance, metrics: Metrics): void {
 
 /** Counts and logs a request once it has been answered, or would have been if its caller had waited. */
 export function logOnceAnswered(request: FastifyRequest, reply: FastifyReply, metrics: Metrics): void {
-  // A broken connection is destroyed at once, and its response only when the loop has come round.
+  // A broken connection is destroyed at once, but its response only when the event loop comes round.
   if (reply.raw.destroyed || reply.raw.socket?.destroyed) log(request, reply, metrics);
   else reply.raw.once('close', () => log(request, reply, metrics));
 }
@@ -36,7 +36,7 @@ function log(request: FastifyRequest, reply: FastifyReply, metrics: Metrics): vo
   const refusal = refusalOf(reply.raw);
   const status = refusal?.status ?? reply.statusCode;
   metrics.httpSeconds.observe({ method: request.method, route, status }, reply.elapsedTime / 1000);
-  // The lines of probes would bury the others.
+  // Lines about probes would bury the others.
   const level = status >= 500 ? 'error' : PROBES.includes(route) ? 'debug' : 'info';
   const caller = request.caller;
   request.log[level](

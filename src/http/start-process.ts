@@ -11,14 +11,14 @@ import { createHttpServer } from './http-server';
 type ProcessModule = { of(settings: Settings, logger: Logger, metrics: Metrics): DynamicModule };
 
 type Options = {
-  /** Many lines are logged, and written together. */
+  /** Whether log lines are written together, because there are many. */
   gatheredLog?: boolean;
   prepare?: (app: NestFastifyApplication) => void;
-  /** Called once the port is ours. */
+  /** Called once the process listens on its port. */
   listening?: (app: NestFastifyApplication) => void;
 };
 
-/** Starts a process of the service: its module, and HTTP on `port`. Ends it when it cannot be started. */
+/** Starts a process of the service: its module, and HTTP on `port`. Ends the process if it cannot start. */
 export async function startProcess(
   name: string,
   module: ProcessModule,

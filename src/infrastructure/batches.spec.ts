@@ -1,6 +1,6 @@
 import { Batches } from './batches';
 
-/** Batches whose runs the test ends itself, in the order in which they began. */
+/** Batches whose runs end when the test says so; `begun` lists the runs in the order in which they began. */
 function open(limits?: { atOnce: number; size: number }) {
   const begun: { inputs: number[]; end: (error?: Error) => void }[] = [];
   const batches = new Batches<number, string>(

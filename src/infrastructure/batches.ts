@@ -5,14 +5,14 @@ type Call<Input, Output> = {
 };
 
 /**
- * Natural batching: a call begins at once while few are under way; those that come meanwhile wait for each other
- * and go together. Nobody waits for a batch to fill, and a busy moment costs one commit instead of many.
+ * Natural batching: a call starts at once while few batches are under way; calls that come meanwhile wait and run
+ * together. No call waits for a batch to fill, and a busy moment costs one commit instead of many.
  */
 export class Batches<Input, Output> {
   private readonly waiting: Call<Input, Output>[] = [];
   private underWay = 0;
 
-  /** `run` returns one output for each input, in their order. Its failure is the failure of every call. */
+  /** `run` returns one output for each input, in the same order. If it fails, every call of the batch fails. */
   constructor(
     private readonly run: (inputs: Input[]) => Promise<Output[]>,
     private readonly limits = { atOnce: 2, size: 100 },

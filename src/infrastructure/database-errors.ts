@@ -1,14 +1,14 @@
 /** Prisma's codes for a database that cannot be reached, is closed, is out of connections or takes too long. */
 const PRISMA_CODES = new Set(['P1001', 'P1002', 'P1008', 'P1017', 'P2024', 'P2028', 'P2037']);
 /**
- * SQLSTATE classes: connection, log-in, no such database, rollback (deadlock, serialization), resources, operator
- * intervention, system; and a standby that refuses to write, `lock_timeout`, errors inside Postgres itself, and a
+ * SQLSTATE classes for: connection, login, no such database, rollback (deadlock, serialization), resources, operator
+ * intervention, system. Also a standby that refuses to write, `lock_timeout`, errors inside Postgres itself, and a
  * pooler that does not know prepared statements.
  */
 const SQLSTATES = /^(08|28|3D|40|53|57|58)[0-9A-Z]{3}$|^25006$|^55P03$|^XX000$|^42P05$|^26000$/;
 /**
- * What the driver says without a code, when a connection ends or an answer does not come; and of one that cannot be
- * made, whatever the reason: some of the codes by themselves, such as ENOENT, can be those of a file.
+ * Messages of the driver for errors without a code: a connection ended or an answer did not come. Also for a connection
+ * that could not be made, whatever the reason: some of those codes, such as ENOENT, can also come from a file.
  */
 const MESSAGES =
   /connect E[A-Z]+|Connection terminated|timeout exceeded when trying to connect|Query read timeout|Client has encountered a connection error|Connection ended/;
@@ -42,7 +42,7 @@ const ADAPTER_KINDS = new Set([
 export function isDatabaseUnavailable(error: unknown): boolean {
   return chain(error).some(
     ({ code, originalCode, kind, message, severity }) =>
-      // Postgres ends the connection, or refuses it.
+      // Postgres ended the connection, or refused it.
       severity === 'FATAL' ||
       severity === 'PANIC' ||
       PRISMA_CODES.has(String(code)) ||

@@ -7,40 +7,40 @@ import { PrismaClient } from '../generated/prisma/client';
 import { LOGGER, type Logger } from './logger';
 import { within } from './within';
 
-/** A statement is given up by Postgres after this long. */
+/** Postgres gives up on a statement after this long. */
 const STATEMENT_TIMEOUT_MS = 4000;
-/** Wait for an answer no longer than this: the server itself may have gone silent. */
+/** How long to wait for an answer: the server itself may have gone silent. */
 const QUERY_TIMEOUT_MS = 5000;
-/** Wait for a connection, a new one or one of the pool, no longer than this. */
+/** How long to wait for a connection, new or from the pool. */
 const CONNECT_TIMEOUT_MS = 2000;
-/** An unused connection is probed this often: firewalls forget one after some minutes of silence. */
+/** How often an idle connection is probed: firewalls forget a connection after some minutes of silence. */
 const KEEP_ALIVE_MS = 30_000;
 const DISCONNECT_TIMEOUT_MS = 1000;
-/** So long after it was sent the last statement to a Postgres that is silent has failed. */
+/** A statement sent to a silent Postgres has failed after this long at the latest. */
 export const LONGEST_STATEMENT_MS = CONNECT_TIMEOUT_MS + QUERY_TIMEOUT_MS;
 
 /**
- * How many connections stay open while nobody asks: as many as decide cancels at once. The others are closed after ten
- * seconds without use. A new one costs several round trips, and the parsing of each statement.
+ * How many connections stay open when idle: as many as are used at once to decide cancels. The others are closed after
+ * ten seconds without use. A new connection costs several round trips, and must parse each statement again.
  */
 const IDLE_CONNECTIONS = 2;
 
 /**
- * Prisma's adapter takes every time for UTC, in ISO's style, whatever the server says: with another `TimeZone`, which a
- * database or a role may have, jobs had the wrong times and keys lived for hours more or less.
+ * Prisma's adapter reads every time as UTC in ISO style, whatever the server says. With another `TimeZone`, which a
+ * database or a role may have, jobs got the wrong times and keys lived hours too long or too short.
  */
 const SESSION = '-c TimeZone=UTC -c DateStyle=ISO';
 
-/** The URL with these options of a session after its own: the last of two in a URL counts. */
+/** The URL with these session options added to its own. If a URL has `options` twice, the last one counts. */
 function withSession(url: string): string {
   const own = new URL(url).searchParams.get('options') ?? '';
   return `${url}${url.includes('?') ? '&' : '?'}options=${encodeURIComponent(`${own} ${SESSION}`.trim())}`;
 }
 
-/** Far more than there are statements in the code; one that is made up at run time would never come again. */
+/** Far more than the code has statements; one composed at run time would never be used again. */
 const MAX_NAMED_STATEMENTS = 200;
 
-/** Names each statement by its text, so that a connection parses it once. */
+/** Names each statement by a hash of its text, so that a connection parses it only once. */
 function statementNames(): (query: { sql: string }) => string {
   const names = new Map<string, string>();
   return ({ sql }) => {
@@ -65,11 +65,11 @@ function poolOf(settings: Pick<Settings, 'DATABASE_URL' | 'DATABASE_POOL_SIZE'>)
     keepAliveInitialDelayMillis: KEEP_ALIVE_MS,
     application_name: `scenario-jobs ${process.pid}`,
   });
-  // The pool no longer listens to a new connection that it hands out, and Prisma not until some turns later: an error
-  // that comes right behind the greeting would be heard by nobody, and end the process.
+  // The pool stops listening to a new connection when it hands it out, and Prisma begins some turns of the event loop
+  // later: an error that comes right behind the greeting would have no listener, and end the process.
   pool.on('connect', (client) => client.on('error', () => undefined));
-  // Prisma gives a connection back although it has got no answer to its ROLLBACK. Whatever came next on that
-  // connection would be part of the transaction, succeed, and never be committed.
+  // Prisma returns a connection to the pool even if its ROLLBACK got no answer. Whatever came next on that connection
+  // would become part of the transaction, succeed, and never be committed.
   pool.on('release', (_error, client) => {
     if (client.getTransactionStatus() !== 'I') void client.end();
   });
@@ -84,7 +84,7 @@ export class Database extends PrismaClient implements OnModuleInit, OnApplicatio
     @Inject(LOGGER) logger: Logger,
   ) {
     super({
-      // Prisma would note for each statement where it was called, and read the source file of one that fails.
+      // By default Prisma records where each statement was called, and reads the source file of one that fails.
       errorFormat: 'minimal',
       adapter: new PrismaPg(poolOf(settings), {
         statementNameGenerator: statementNames(),
@@ -95,19 +95,19 @@ export class Database extends PrismaClient implements OnModuleInit, OnApplicatio
   }
 
   async onModuleInit() {
-    // The first statement of a process takes so long that a probe would take Postgres for gone; and in a burst of first
-    // requests, a connection that is still to be made.
+    // The first statement of a process takes so long that a probe would take Postgres for gone; in a burst of first
+    // requests, so does a connection that must still be made.
     const pings = Promise.all(Array.from({ length: IDLE_CONNECTIONS }, () => this.ping()));
     await within(CONNECT_TIMEOUT_MS, 'first statement', pings).catch(() => undefined);
   }
 
   async onApplicationShutdown() {
-    // A statement that is still under way has nobody left who waits for it.
+    // Nobody waits any more for a statement that is still under way.
     await within(DISCONNECT_TIMEOUT_MS, 'disconnecting', this.$disconnect()).catch(() => undefined);
   }
 
   /**
-   * Resolves when Postgres answers and has been migrated, else throws. It names what the newest migration has added.
+   * Resolves if Postgres answers and has been migrated, else throws. The query names what the newest migration added.
    */
   async ping(): Promise<void> {
     await this.$queryRaw`SELECT stop_token FROM scenario_jobs LIMIT 0`;

@@ -5,8 +5,8 @@ const ALPHABET = `${LETTERS}0123456789`;
 const LENGTH = 12;
 
 /**
- * A new public id: 12 characters of `a-z0-9`, like `j1o2b3i4d5x6`. The first is a letter: BullMQ refuses a
- * job id that is a number.
+ * A new public id: 12 characters of `a-z0-9`, like `j1o2b3i4d5x6`. The first is a letter, because BullMQ refuses a
+ * numeric job id.
  */
 export function newId(): string {
   let id = LETTERS.charAt(randomInt(LETTERS.length));

@@ -6,25 +6,25 @@ import { within } from './within';
 const STDOUT = 1;
 const PAGE_LENGTH = 4096;
 const MOST_MS = 100;
-/** How long the end of a process waits for a reader that is slow. */
+/** How long the end of a process waits for a slow reader. */
 const LAST_LINES_MS = 2000;
 
 /**
- * Standard output for a log. Each line is written at once; or, where there are many, `gathered`: once there is a page
- * of them, or they are a tenth of a second old. A slow reader holds up nothing but the end of the process, for a
- * moment. What is left at a fatal line is written at once; a process that is killed loses it. pino's own buffer never
- * lets a process end whose output nobody reads any more, and without one pino flushes nothing.
+ * Standard output for a log. Each line is written at once or, with `gathered`, when there is a page of them or they are
+ * a tenth of a second old. A slow reader delays only the end of the process, and only briefly. A fatal line has
+ * everything that is left written at once; a process that is killed loses it. pino's own buffer never lets a process
+ * end if nobody reads its output any more, and without that buffer pino flushes nothing.
  */
 export function logOutput({
   gathered,
 }: {
   gathered: boolean;
 }): DestinationStream & { flush(done: () => void): void; flushSync(): void } {
-  // What comes while that much waits for a reader is dropped.
+  // While this much waits for a reader, further lines are dropped.
   const output = pino.destination({ dest: STDOUT, sync: false, maxLength: 16 * 1024 * 1024 });
   output.on('error', () => {
-    // A full disk, perhaps: what does not find room is lost, and the process goes on. At its end pino would try for
-    // ever.
+    // Perhaps a full disk: what cannot be written is lost, and the process goes on. pino would retry forever when the
+    // process ends.
     output.flushSync = () => undefined;
   });
   let lines = '';
@@ -40,7 +40,7 @@ export function logOutput({
     try {
       writeFileSync(STDOUT, take());
     } catch {
-      // Nobody reads any more.
+      // Nobody reads the output any more.
     }
   };
   if (gathered) setInterval(write, MOST_MS).unref();
@@ -51,7 +51,7 @@ export function logOutput({
       if (!gathered || lines.length >= PAGE_LENGTH) write();
     },
     flush(done) {
-      // An empty text goes the same way, so that there is an end to wait for.
+      // Even an empty text is written, so that there is a `drain` event to wait for.
       const written = once(output, 'drain');
       output.write(take());
       void within(LAST_LINES_MS, 'last lines', written).then(done, () => done());

@@ -10,20 +10,20 @@ export const LOGGER = Symbol('Logger');
 
 const PRETTY = {
   target: 'pino-pretty',
-  // Our field `error` is a code and not an error, which would have a line of its own.
+  // Our field `error` holds a code; pino-pretty would take it for an error and give it a line of its own.
   options: { ignore: 'pid', translateTime: 'HH:MM:ss.l', singleLine: true, errorLikeObjectKeys: ['err'] },
 };
 
-/** ioredis puts a command that failed into its error: that is the password when it is refused. */
+/** ioredis puts the failed command into its error; if a login was refused, that includes the password. */
 const ARGUMENTS = ['err', 'err.lastNodeError', 'err.aggregateErrors[*]'].map((error) => `${error}.command.args`);
-/** pg puts the connection that was lost into its error, with all that it consists of. */
+/** pg puts the lost connection into its error, with everything in it. */
 const CONNECTION = 'err.client';
-/** Postgres puts the row that it refuses into its error, with all that the caller sent. */
+/** Postgres puts the refused row into its error, with everything that the caller sent. */
 const ROW = ['err.detail', 'err.cause.detail', 'err.meta.driverAdapterError.cause.detail'];
 
 /**
- * One logger for each process: JSON lines, each written at once or, where there are many, gathered; or coloured text
- * with `LOG_FORMAT=pretty`.
+ * The logger of a process: JSON lines, each written at once or, where there are many, gathered; or coloured text with
+ * `LOG_FORMAT=pretty`.
  */
 export function createLogger(
   service: string,
@@ -41,7 +41,7 @@ export function createLogger(
   return pino(options, logOutput({ gathered }));
 }
 
-/** Lets Nest's own messages go where ours go. Its chatter about modules and routes is for debugging. */
+/** Sends Nest's own messages to our logger, those about modules and routes at debug level. */
 export class NestLogger implements LoggerService {
   constructor(private readonly logger: Logger) {}
 

@@ -1,13 +1,13 @@
 import { Injectable } from '@nestjs/common';
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 
-/** From a doorbell on the loopback to a task killed after its whole grace. */
+/** From a doorbell over loopback to a task that is killed after its full grace. */
 const STOP_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 30, 60];
-/** From a queue that is empty, or a task that fails at once, to the default of `TASK_TIMEOUT_MS` and twice that. */
+/** From an empty queue, or a task that fails at once, to the default of `TASK_TIMEOUT_MS` and twice that. */
 const JOB_BUCKETS = [0.05, 0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 900, 1800];
 const HTTP_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
 
-/** Jobs that wait and run, and cancelled runs that are not yet confirmed to be gone. */
+/** How many jobs wait, how many run, and how many cancelled runs are not yet confirmed to be gone. */
 export type JobCounts = { queued: number; processing: number; stopping: number };
 
 /** Every metric of both processes, described in docs/operations.md. */
@@ -60,9 +60,12 @@ export class Metrics {
     collectDefaultMetrics({ register: this.registry });
   }
 
-  /** Shows the jobs that are in the database, counted afresh at each scrape; nothing while they cannot be counted. */
+  /**
+   * Exports the numbers of jobs in the database, counted afresh at each scrape; nothing while they cannot be counted.
+   */
   showJobs(count: () => Promise<JobCounts>): void {
-    // Each gauge waits for the count of its scrape by itself: prom-client prints one without regard to the others.
+    // Each gauge awaits the shared count of its scrape itself: prom-client prints a gauge without waiting for the
+    // others.
     let counting: Promise<JobCounts | undefined> | undefined;
     const counted = () =>
       (counting ??= count()
@@ -82,7 +85,7 @@ export class Metrics {
       [],
       async (gauge) => {
         const counts = await counted();
-        // Not a nought, which would say that all is well.
+        // Not zero, which would say that all is well.
         if (counts) gauge.set(counts.stopping);
         else gauge.remove();
       },

@@ -4,15 +4,15 @@ import { type Logger } from './logger';
 
 /** Longest time between two attempts to reach a Redis that is down. */
 const MAX_RECONNECT_MS = 1000;
-/** A blocking command of BullMQ waits for up to 10 s; a connection on which nothing comes for longer is dead. */
+/** A blocking command of BullMQ waits up to 10 s; a connection that is silent for longer than this is dead. */
 const SILENCE_MS = 15_000;
 
 /** A connection to one Redis, to the master that Sentinels name, or to a cluster. */
 export type RedisConnection = Redis | Cluster;
 
 /**
- * A connection for commands that must answer soon or fail: the queue of the api, the doorbell, health.
- * Nothing waits for a Redis that is down, and a command without an answer is given up after `limitMs`.
+ * Opens a connection for commands that must answer soon or fail: the queue of the api, the doorbell, health. No command
+ * waits for a Redis that is down, and one without an answer fails after `limitMs`.
  */
 export function connectImpatiently(settings: Settings, logger: Logger, limitMs: number): RedisConnection {
   const options = {
@@ -26,8 +26,9 @@ export function connectImpatiently(settings: Settings, logger: Logger, limitMs: 
 }
 
 /**
- * A connection that waits as long as it takes: BullMQ's own, and the subscription to the doorbell. One on which a
- * command has no answer for `silenceMs` is given up and made anew: the other side may be gone without a word.
+ * Opens a connection that waits as long as it takes: BullMQ's own, and the subscription to the doorbell. If a command
+ * has no answer for `silenceMs`, the connection is dropped and made anew: the other side may have vanished without
+ * closing it.
  */
 export function connectPatiently(
   settings: Settings,
@@ -39,7 +40,7 @@ export function connectPatiently(
     maxRetriesPerRequest: null,
     connectTimeout: 2000,
     socketTimeout: silenceMs,
-    // Subscribers do it themselves whenever the connection is ready: ioredis would tell nobody that it was refused.
+    // Subscribers do it themselves whenever the connection is ready: ioredis would not report a refused subscription.
     autoResubscribe: false,
   };
   return logged(connect(settings, options, sharded), logger, purpose);
@@ -70,7 +71,8 @@ function connect(settings: Settings, options: RedisOptions, shardedSubscribers =
         sentinelPassword: settings.REDIS_SENTINEL_PASSWORD,
         enableTLSForSentinelMode: isSecure,
         ...(isSecure && { sentinelTLS: {} }),
-        // Not ioredis's failoverDetector: one that fires while a connection is being made ends it for good.
+        // Not ioredis's failoverDetector: if it fires while a connection is being made, it ends that connection for
+        // good.
         sentinelRetryStrategy: reconnectAfter,
         retryStrategy: reconnectAfter,
         reconnectOnError: isDemoted,
@@ -81,9 +83,9 @@ function connect(settings: Settings, options: RedisOptions, shardedSubscribers =
         enableOfflineQueue,
         redisOptions,
         shardedSubscribers,
-        // It would connect to the address that it has looked up, for which there is no certificate.
+        // ioredis would connect to the address that it has looked up, for which there is no certificate.
         ...(isSecure && { dnsLookup: (host: string, found: (error: null, host: string) => void) => found(null, host) }),
-        // Not for its nodes: commands would wait for a dead one instead of asking who has its slots by now.
+        // Not set for single nodes: commands would wait for a dead node instead of asking which node has its slots now.
         clusterRetryStrategy: reconnectAfter,
       });
     }
@@ -94,7 +96,7 @@ function reconnectAfter(attempt: number): number {
   return Math.min(50 * attempt, MAX_RECONNECT_MS);
 }
 
-/** A master that has become a replica refuses to write: the name leads to another one by now. */
+/** Whether a former master refuses to write because it is a replica now; its name leads to another master by then. */
 function isDemoted(error: Error): boolean {
   return error.message.startsWith('READONLY');
 }

@@ -3,14 +3,14 @@ import { type INestApplication } from '@nestjs/common';
 import { type Logger } from './logger';
 
 const SIGNALS = ['SIGINT', 'SIGTERM'] as const;
-/** The same signal so soon is the same one: npm passes on what the terminal has sent to all. */
+/** A signal repeated within this time counts once: npm forwards what the terminal has already sent to every process. */
 const SAME_MS = 500;
-/** The first process of a container is not ended by its own signal. */
+/** How long to wait for the signal to end the process: it does not end the first process of a container. */
 const SIGNAL_MS = 100;
 
 /**
- * The first signal ends the process gently: Nest closes the application, every part in its turn. A second one
- * ends it at once. Either way the signal is raised again at the end, so that the exit status is honest.
+ * Ends the process gently on the first signal: Nest closes the application part by part. A second signal ends it at
+ * once. Either way the signal is raised again at the end, so that the exit status shows it.
  */
 export function closeOnSignal(app: INestApplication, logger: Logger): void {
   let first: { signal: NodeJS.Signals; at: number } | undefined;

@@ -3,18 +3,18 @@ export function isStorable(text: string): boolean {
   return text.isWellFormed() && !text.includes('\0');
 }
 
-/** Whether it has at most so many characters: code points. Of a text that is far too long nothing is counted. */
+/** Whether the text has at most `most` characters (code points). A text that is far too long is not even counted. */
 export function isAtMost(text: string, most: number): boolean {
   return text.length <= 2 * most && [...text].length <= most;
 }
 
-/** The text up to this length, and no half of a character in it. */
+/** The text cut to at most this length, without splitting a character. */
 export function truncate(text: string, most: number): string {
   const cut = text.length > most ? text.slice(0, most).replace(/[\ud800-\udbff]$/, '') : text;
   return cut.toWellFormed();
 }
 
-/** The text, with a replacement character for each thing in it that Postgres cannot store. */
+/** The text, with a replacement character for everything in it that Postgres cannot store. */
 export function storable(text: string): string {
   return text.toWellFormed().replaceAll('\0', '\ufffd');
 }

@@ -4,7 +4,7 @@ class TimedOut extends Error {
   }
 }
 
-/** The outcome of `work`, or `TimedOut` when it takes longer. The work itself goes on: nothing can take it back. */
+/** The outcome of `work`, or `TimedOut` if it takes longer. The work itself goes on: nothing can abort it. */
 export async function within<T>(milliseconds: number, what: string, work: Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   const limit = new Promise<never>((_, reject) => {

@@ -3,12 +3,12 @@ import { type Settings } from '../../config/settings';
 import { type RedisConnection } from '../../infrastructure/redis';
 
 /**
- * The doorbell: a message to the one worker that runs a cancelled job. Losing it costs time, at most one poll. On a
- * cluster it is a sharded message, which goes to one node and not to all.
+ * The doorbell: a message to the one worker that runs a cancelled job. Losing it delays the stop by at most one poll.
+ * On a cluster it is a sharded message, which goes to one node and not to all.
  *
- * `stopToken` proves that the cancel is committed: the worker made it up for this run, and in this code nothing but a
- * cancel reads it in the row. Without it, as from an api of an earlier version, the message has no authority and the
- * worker asks Postgres.
+ * `stopToken` proves that the cancel is committed: the worker generated it for this run, and in this code only a cancel
+ * reads it from the row. Without it, as from an api of an earlier version, the message has no authority and the worker
+ * asks Postgres.
  */
 export type CancelMessage = {
   jobId: string;
@@ -23,7 +23,7 @@ export function cancelChannel(settings: Pick<Settings, 'QUEUE_PREFIX'>, workerId
   return `${settings.QUEUE_PREFIX}:cancel:${workerId}`;
 }
 
-/** Returns how many connections heard it. */
+/** Rings a doorbell; returns how many connections heard it. */
 export async function ring(redis: RedisConnection, channel: string, message: CancelMessage): Promise<number> {
   const text = JSON.stringify(message);
   return Number(await (redis instanceof Cluster ? redis.spublish(channel, text) : redis.publish(channel, text)));
@@ -33,7 +33,8 @@ export async function ring(redis: RedisConnection, channel: string, message: Can
 const MAX_MESSAGE = 1000;
 
 /**
- * The run that a message says was cancelled, its proof and when; undefined if it is none of ours. Anybody may send one.
+ * The run that a message says was cancelled, the proof and the time; undefined if the message is not one of ours.
+ * Anybody may send one.
  */
 export function parseMessage(text: string): { runId: string; stopToken: string; cancelledAt: number } | undefined {
   if (text.length > MAX_MESSAGE) return undefined;
@@ -46,7 +47,7 @@ export function parseMessage(text: string): { runId: string; stopToken: string; 
   }
 }
 
-/** Subscribes once; when the connection begins anew it has to be done again. */
+/** Subscribes once; must be called again whenever the connection is made anew. */
 export async function listenAt(redis: RedisConnection, channel: string): Promise<void> {
   await (redis instanceof Cluster ? redis.ssubscribe(channel) : redis.subscribe(channel));
 }

@@ -8,25 +8,23 @@ import { cancelChannel, type CancelMessage, ring } from './doorbell';
 
 export const QUEUE_NAME = 'scenario-jobs';
 
-/** Longest wait for Redis: whatever the queue does for a caller is only speed, never truth. */
+/** Longest wait for Redis: all that a caller gains from the queue is speed; the truth is in Postgres. */
 const REDIS_LIMIT_MS = 1000;
 
 /**
- * Every job has a priority because BullMQ then keeps it in a sorted set, from which one job is taken out in
- * O(log n). Out of the plain list it takes O(n) and blocks Redis: 3.5 ms with 500 000 jobs in it.
+ * Every job has a priority because BullMQ then keeps it in a sorted set, from which one job is removed in O(log n).
+ * Removing one from the plain list takes O(n) and blocks Redis: 3.5 ms with 500 000 jobs in it.
  */
 const PRIORITY = 1;
 
-/**
- * Twice the longest wait before a retry. Nothing of ours is delayed for longer, but by a worker whose clock was ahead.
- */
+/** Twice the longest wait before a retry. Only a worker whose clock was ahead can delay a job of ours for longer. */
 const LONGEST_DELAY_MS = 120_000;
 /** BullMQ's score of a delayed job: when it is due, in milliseconds since 1970, times this. */
 const DUE_SCALE = 0x1000;
 
 /**
- * The BullMQ queue, which delivers jobs to workers. An entry is the job's id and nothing else: what a job is
- * about stays in Postgres. Every method may throw when Redis cannot be reached, within a limited time.
+ * The BullMQ queue, which delivers jobs to workers. An entry holds the job's id and nothing else; the rest of the job
+ * stays in Postgres. Every method may throw if Redis cannot be reached, within a limited time.
  */
 @Injectable()
 export class JobQueue implements OnApplicationShutdown {
@@ -41,9 +39,9 @@ export class JobQueue implements OnApplicationShutdown {
     this.queue = new Queue(QUEUE_NAME, {
       connection: this.redis,
       prefix: settings.QUEUE_PREFIX,
-      // It asks once, at the start; and without an answer then, it never adds a job again.
+      // BullMQ checks the version once, at the start; if it gets no answer then, it never adds a job again.
       skipVersionCheck: true,
-      // The entry of a finished job says nothing that the row does not.
+      // The entry of a finished job holds nothing that the row does not.
       defaultJobOptions: { removeOnComplete: true, removeOnFail: true, priority: PRIORITY },
     });
     this.queue.on('error', (error) => logger.debug({ err: error }, 'queue error'));
@@ -54,7 +52,7 @@ export class JobQueue implements OnApplicationShutdown {
     this.redis.disconnect();
   }
 
-  /** Adds the job. Adding one that is there changes nothing. */
+  /** Adds the job. Adding one that is already there changes nothing. */
   async add(jobId: string): Promise<void> {
     await this.limited('queue.add', () => this.queue.add('run', {}, { jobId }));
   }
@@ -71,7 +69,7 @@ export class JobQueue implements OnApplicationShutdown {
   }
 
   /**
-   * Adds a job that is missing. First what may be left of it goes: BullMQ would take that for the job, and add nothing.
+   * Adds a job that is missing. Removes any leftover of it first: BullMQ would take that for the job and add nothing.
    */
   async addAgain(jobId: string): Promise<void> {
     await this.remove(jobId);
@@ -79,12 +77,12 @@ export class JobQueue implements OnApplicationShutdown {
   }
 
   /**
-   * Those of the jobs that the queue will not deliver, or not soon: none of its lists has them. An entry alone has no
-   * turn.
+   * Those of the jobs that the queue will not deliver, or not soon, because none of its lists has them. An entry that
+   * is in no list is never delivered.
    */
   async missing(jobIds: string[]): Promise<string[]> {
     if (jobIds.length === 0) return [];
-    // In one transaction, for jobs move from list to list.
+    // In one transaction, because jobs move from list to list.
     const questions = this.redis.multi();
     for (const list of ['active', 'wait', 'paused']) questions.lrange(this.queue.toKey(list), 0, -1);
     for (const set of ['prioritized', 'delayed']) questions.zmscore(this.queue.toKey(set), ...jobIds);
@@ -106,7 +104,10 @@ export class JobQueue implements OnApplicationShutdown {
     await this.limited('ping', () => this.redis.ping());
   }
 
-  /** BullMQ waits without a limit for a Redis that was never there, and a cluster looks for its nodes: not here. */
+  /**
+   * Fails fast: BullMQ would wait without limit for a Redis that was never there, and a cluster would look for its
+   * nodes.
+   */
   private async limited<T>(what: string, work: () => Promise<T>): Promise<T> {
     if (this.redis.status !== 'ready') throw new Error(`${what}: Redis is not connected`);
     return within(REDIS_LIMIT_MS, what, work());

@@ -1,5 +1,6 @@
 /**
- * Which statuses a job can go to from each status. Tests hold the triggers in the database, and the README, against it.
+ * The statuses that a job can go to from each status. Tests check the triggers in the database, and the README, against
+ * it.
  */
 export const TRANSITIONS = {
   queued: ['processing', 'cancelled'],

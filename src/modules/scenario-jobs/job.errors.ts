@@ -17,7 +17,7 @@ export class JobNotCancellable extends Error {
   }
 }
 
-/** Somebody has a row locked that the request needs, and does not let go. */
+/** A row that the request needs stays locked by somebody else. */
 export class RowLocked extends Error {
   constructor(whose: string) {
     super(`The row of ${whose} is locked`);

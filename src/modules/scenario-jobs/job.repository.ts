@@ -10,7 +10,7 @@ import { type JobCounts } from '../../infrastructure/metrics';
 import { type JobStatus } from './job-status';
 import { NOT_FINISHED, OWED } from './job.sql';
 
-/** A job as its callers see it, before it is dressed for HTTP. */
+/** A job as its callers see it, before it is formatted for HTTP. */
 export type JobRow = {
   id: string;
   status: JobStatus;
@@ -24,7 +24,7 @@ export type JobRow = {
   scenarioSlug: string | null;
 };
 
-/** What the caller of the create operation asks for. */
+/** What a create request asks for. */
 export type NewJob = {
   userEmail: string;
   prompt: string;
@@ -33,10 +33,10 @@ export type NewJob = {
   requestId: string | null;
 };
 
-/** Which job is asked for, with the API key of this hash. */
+/** Which job is asked for, and the hash of the API key that asks. */
 type JobRequest = { keyHash: string; jobId: string };
 
-/** A job, who asks for it, and the idempotency key of the request that cancelled it. */
+/** A job, the caller who asks for it, and the idempotency key of the request that cancelled it. */
 type FoundJob = { job: JobRow; caller: Caller; cancelIdempotencyKey: string | null };
 
 type CancelRequest = JobRequest & { idempotencyKey: string | null };
@@ -53,15 +53,15 @@ const JOB = Prisma.sql`j.id, j.status::text AS status, j.error_code AS "errorCod
 const NO_SCENARIO = Prisma.sql`NULL AS "scenarioId", NULL AS "scenarioName", NULL AS "scenarioSlug"`;
 const SCENARIO = Prisma.sql`s.id AS "scenarioId", s.name AS "scenarioName", s.slug AS "scenarioSlug"`;
 
-/** What was found for one of several requests: the `ordinal`th of them, from 1. */
+/** What was found for one of several requests: the `ordinal`th of them, counting from 1. */
 type AnswerTo = Caller & { ordinal: number };
 type FoundRow = JobRow & AnswerTo & { cancelIdempotencyKey: string | null };
 type IdAndTimes = Pick<JobRow, 'id' | 'createdAt' | 'startedAt' | 'completedAt'>;
 type CancelledRow = IdAndTimes & AnswerTo & { runId: string | null; workerId: string | null; stopToken: string | null };
 
 /**
- * A job that was open until it was cancelled. Field by field: with a spread V8 would make a hidden class for each job,
- * and keep it for longer than the job.
+ * A job that was open until it was cancelled. Built field by field: with a spread, V8 would make a hidden class for
+ * each job and keep it for longer than the job.
  */
 const toCancelled = ({ id, createdAt, startedAt, completedAt }: IdAndTimes): JobRow => ({
   id,
@@ -76,7 +76,7 @@ const toCancelled = ({ id, createdAt, startedAt, completedAt }: IdAndTimes): Job
   scenarioSlug: null,
 });
 
-/** The answer to each of so many requests, or nothing. */
+/** The answers to `count` requests, in their order; undefined for a request that has no row. */
 function inOrder<Row extends AnswerTo, Found>(
   count: number,
   rows: Row[],
@@ -89,10 +89,13 @@ function inOrder<Row extends AnswerTo, Found>(
   return answers;
 }
 
-/** A request for a job, of which a cancel has an idempotency key. */
+/** A request for a job; one that cancels it has an idempotency key as well. */
 type Asked = JobRequest & Partial<CancelRequest>;
 
-/** Requests as rows. One alone, as most are, costs less as `VALUES`; many cost less as arrays, and have one plan. */
+/**
+ * The requests as rows. A single one, the usual case, costs less as `VALUES`; several cost less as arrays, with one
+ * plan for any number.
+ */
 function asRows(requests: Asked[]): Prisma.Sql {
   const [first, ...others] = requests;
   if (first && others.length === 0) {
@@ -103,8 +106,8 @@ function asRows(requests: Asked[]): Prisma.Sql {
 }
 
 /**
- * The jobs `j` of requests `r`, with the keys `k` and workspaces `w` that they are asked for with. `IS TRUE` keeps
- * Postgres off the index of the workspace's jobs.
+ * The jobs `j` of requests `r`, with the keys `k` and workspaces `w` that ask for them. `IS TRUE` keeps Postgres from
+ * using the index of the workspace's jobs.
  */
 function askedFor(requests: Asked[]): Prisma.Sql {
   return Prisma.sql`${asRows(requests)} AS r (job_id, key_hash, idempotency_key, ordinal)
@@ -116,10 +119,10 @@ function askedFor(requests: Asked[]): Prisma.Sql {
 const ANSWER_TO = Prisma.sql`r.ordinal::int AS ordinal, k.id AS "keyId", w.id AS "workspaceId", w.slug AS "workspaceSlug"`;
 
 /**
- * What callers ask of jobs. Here and in the repositories of runs and of repairs, and nowhere else, a job's status is
- * written. Each transition is ONE conditional statement, whose condition is the guard: what it returns says whether it
- * happened. Statements are raw because the clock of Postgres, not that of this machine, sets every time: durations and
- * the order of events then hold across machines.
+ * What callers ask of jobs. A job's status is written only here and in the repositories of runs and of repairs. Each
+ * transition is ONE conditional statement whose condition is the guard: what it returns says whether the transition
+ * happened. Statements are raw SQL so that the clock of Postgres, not that of this machine, sets every time: durations
+ * and the order of events then hold across machines.
  */
 @Injectable()
 export class JobRepository {
@@ -127,7 +130,7 @@ export class JobRepository {
   private readonly cancels = new Batches<CancelRequest, CancelledJob | undefined>((requests) =>
     this.cancelTogether(requests),
   );
-  /** Of a batch that failed, each by itself. */
+  /** Repeats the requests of a failed batch, each by itself. */
   private readonly cancelsAlone = new Batches<CancelRequest, CancelledJob | undefined>(
     (requests) => this.cancelTogether(requests),
     { atOnce: 2, size: 1 },
@@ -136,9 +139,9 @@ export class JobRepository {
   constructor(private readonly database: Database) {}
 
   /**
-   * Inserts a queued job. When the workspace already has a job with this `requestId`, whatever its status, inserts
-   * nothing and returns that one with `isNew: false`. Nor does it wait for the workspace's row, which a job refers to:
-   * nothing is inserted, and nothing returned, when somebody has locked that.
+   * Inserts a queued job. If the workspace already has a job with this `requestId`, whatever its status, inserts
+   * nothing and returns that job with `isNew: false`. Does not wait for the workspace's row, which the new job refers
+   * to: if somebody has locked it, nothing is inserted and nothing returned.
    */
   async create(workspaceId: string, job: NewJob): Promise<{ job: JobRow; isNew: boolean } | undefined> {
     const inserted = await this.database.$queryRaw<JobRow[]>`
@@ -160,8 +163,8 @@ export class JobRepository {
   }
 
   /**
-   * The job, if the key works and the job is its workspace's. The key is looked up in the same statement, and so are
-   * others that come at this moment.
+   * The job, if the key works and the job belongs to its workspace. The same statement looks up the key, and serves
+   * other requests that come at this moment.
    */
   async find(request: JobRequest): Promise<FoundJob | undefined> {
     return isId(request.jobId) ? this.finds.call(request) : undefined;
@@ -183,21 +186,22 @@ export class JobRepository {
   }
 
   /**
-   * Decides a cancel, together with others that come at this moment and with one commit for all of them. queued,
-   * processing: the job is cancelled and returned, with whoever cancelled it. completed, failed, cancelled (by another
-   * of these requests, too), missing, another workspace's, or with a key that does not work: nothing is written and
-   * nothing returned. A run that finishes while we ask either had its result in before, or finds the job cancelled and
-   * can record nothing.
+   * Decides a cancel, together with others that come at this moment and in one commit for all of them. A queued or
+   * processing job is cancelled, and returned with its caller. Nothing is written or returned if the job is completed,
+   * failed, cancelled (even by another of these requests), missing or another workspace's, or if the key does not work.
+   * A run that finishes meanwhile has either recorded its result already, or finds the job cancelled and can record
+   * nothing.
    *
-   * Nor does it wait: a job whose row, or whose key's row, somebody has locked at this moment is left out as well, to
-   * be asked for again.
+   * The statement does not wait for locks: a job whose row, or whose key's row, somebody has locked at this moment is
+   * left out as well, and must be asked for again.
    */
   async cancel(request: CancelRequest): Promise<CancelledJob | undefined> {
     if (!isId(request.jobId)) return undefined;
     try {
       return await this.cancels.call(request);
     } catch (error) {
-      // Whether it was committed is not known then. Any other error may be due to another request.
+      // If Postgres is unavailable, the batch may or may not be committed. Any other error may be due to another
+      // request.
       if (isDatabaseUnavailable(error)) throw error;
       return this.cancelsAlone.call(request);
     }

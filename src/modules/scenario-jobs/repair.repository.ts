@@ -3,15 +3,15 @@ import { Database } from '../../infrastructure/database';
 import { isLost, OWED } from './job.sql';
 import { type Run } from './run.repository';
 
-/** What the reconciler looks for and repairs. A job that somebody has locked is left to the next pass. */
+/** What the reconciler looks for and repairs. A job that somebody else has locked is left to the next pass. */
 @Injectable()
 export class RepairRepository {
   constructor(private readonly database: Database) {}
 
   /**
    * Runs `work` unless another process is running it. The lock is Postgres's own and ends with the transaction, so a
-   * dead process holds nothing. It lasts `limitMs` at most, also when the process freezes; work that takes longer goes
-   * on without it.
+   * dead process holds nothing. It lasts at most `limitMs`, even if the process freezes; work that takes longer goes on
+   * without it.
    */
   async exclusively(work: () => Promise<void>, limitMs: number): Promise<void> {
     await this.database.$transaction(
@@ -40,11 +40,11 @@ export class RepairRepository {
   }
 
   /**
-   * Up to `limit` jobs that the queue must know, by id after `after`: queued ones at least `ageMs` old, and
-   * processing ones whose worker has not been heard of for `lostMs`.
+   * Up to `limit` jobs that the queue must know, with ids after `after`: queued jobs at least `ageMs` old, and
+   * processing ones whose worker has given no sign of life for `lostMs`.
    */
   async findDependingOnQueue(after: string, limit: number, ageMs: number, lostMs: number) {
-    // One status at a time: so the index of unfinished jobs is in order, and no finished row is looked at.
+    // One status at a time, so that the index of unfinished jobs is read in order and no finished row is read.
     return this.database.$queryRaw<{ jobId: string; runId: string | null }[]>`
       (SELECT j.id AS "jobId", j.run_id::text AS "runId" FROM scenario_jobs j
        WHERE j.status = 'queued' AND j.id > ${after} AND j.created_at < now() - ${ageMs}::int * interval '1 ms'
@@ -56,7 +56,7 @@ export class RepairRepository {
       ORDER BY "jobId" LIMIT ${limit}::int`;
   }
 
-  /** Gives the jobs of runs back to the queue, if their worker has still not been heard of for `lostMs`. */
+  /** Requeues the jobs of these runs if their worker has still given no sign of life for `lostMs`. */
   async requeueLost(runs: Run[], lostMs: number): Promise<void> {
     await this.database.$executeRaw`
       WITH lost AS MATERIALIZED (
@@ -70,7 +70,7 @@ export class RepairRepository {
       FROM lost WHERE j.id = lost.id AND j.status = 'processing'`;
   }
 
-  /** Those of the jobs that are queued at this moment. */
+  /** Which of the jobs are queued at this moment. */
   async queuedAmong(jobIds: string[]): Promise<Set<string>> {
     if (jobIds.length === 0) return new Set();
     const rows = await this.database.$queryRaw<{ id: string }[]>`
@@ -79,7 +79,7 @@ export class RepairRepository {
     return new Set(rows.map(({ id }) => id));
   }
 
-  /** Forgets workers that have not been heard of for a day and owe no answer. */
+  /** Forgets workers that have given no sign of life for a day and owe no answer. */
   async forgetOldWorkers(): Promise<void> {
     await this.database.$executeRaw`
       DELETE FROM workers w WHERE w.seen_at < now() - interval '1 day' AND NOT EXISTS (

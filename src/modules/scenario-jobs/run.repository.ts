@@ -14,20 +14,20 @@ export type ClaimedJob = {
   context: string | null;
   scenarioSlug: string | null;
   requestId: string | null;
-  /** Seconds since it was created, if this is its first claim. */
+  /** Seconds since the job was created, if this is its first claim. */
   waitedSeconds: number | null;
 };
 
 /** One run of a job; only the newest may record anything. */
 export type Run = { jobId: string; runId: string };
 
-/** A run that is to begin, with the secret by which a message to its worker proves that its job was cancelled. */
+/** A run that is to begin, with the secret by which a doorbell proves that its job was cancelled. */
 export type NewRun = Run & { stopToken: string };
 
-/** What a task made; `content` is everything in its result but the name. */
+/** What a task made; `content` is everything in its result except the name. */
 export type NewScenario = { name: string; slug: string; content: Record<string, unknown> };
 
-/** How often a scenario's slug may be taken away under our hands before `complete` gives up. */
+/** How many times `complete` tries to find a slug that no other job takes at the same moment. */
 const SLUG_TRIES = 5;
 
 /**
@@ -39,9 +39,9 @@ export class RunRepository {
   constructor(private readonly database: Database) {}
 
   /**
-   * Takes the job for a run. queued: it becomes processing. processing, and its worker has not been heard of for
-   * `lostMs`: this run takes over; the earlier one can record nothing from now on. Otherwise nothing happens: the job
-   * is `taken` by a worker that lives, whatever the queue thinks of it, or `finished`, or `missing`.
+   * Claims the job for a run. A queued job becomes processing. If the job is processing and its worker has given no
+   * sign of life for `lostMs`, this run takes over, and the earlier one can record nothing from now on. Otherwise
+   * nothing happens: the job is `taken` by a living worker, whatever the queue believes, or `finished`, or `missing`.
    */
   async claim(run: NewRun, workerId: string, lostMs: number): Promise<ClaimedJob | 'taken' | 'finished' | 'missing'> {
     const { jobId, runId, stopToken } = run;
@@ -55,15 +55,15 @@ export class RunRepository {
                 CASE WHEN started_at = now()::timestamptz(3)
                      THEN EXTRACT(EPOCH FROM started_at - created_at)::float8 END AS "waitedSeconds"`;
     if (rows[0]) return rows[0];
-    // It may have been requeued since: then it can be claimed at the next try.
+    // The job may have been requeued since; the next try can then claim it.
     const job = await this.database.job.findUnique({ where: { id: jobId }, select: { status: true } });
     if (!job) return 'missing';
     return isTerminal(job.status) ? 'finished' : 'taken';
   }
 
   /**
-   * Records a run's scenario and completes its job, both or neither. False when the run may record nothing:
-   * the job was cancelled, or another run has taken over. Then the scenario is not kept either.
+   * Records a run's scenario and completes its job, both or neither. Returns false if the run may record nothing,
+   * because the job was cancelled or another run has taken over; the scenario is then not kept either.
    */
   async complete({ jobId, runId }: Run, scenario: NewScenario): Promise<boolean> {
     for (let tries = 1; ; tries++) {
@@ -90,7 +90,7 @@ export class RunRepository {
     }
   }
 
-  /** Records that a run failed for good. False when the run may record nothing. */
+  /** Records that a run failed for good. Returns false if the run may record nothing. */
   async fail({ jobId, runId }: Run, error: { code: string; message: string }): Promise<boolean> {
     const rows = await this.database.$queryRaw<unknown[]>`
       UPDATE scenario_jobs
@@ -102,8 +102,8 @@ export class RunRepository {
   }
 
   /**
-   * Gives a job back to the queue: its run failed in a way that may pass, was interrupted, or is lost. False when the
-   * run may record nothing.
+   * Requeues a job whose run failed in a way that may pass, was interrupted, or is lost. Returns false if the run may
+   * record nothing.
    */
   async requeue({ jobId, runId }: Run, { countsAsAttempt }: { countsAsAttempt: boolean }): Promise<boolean> {
     const rows = await this.database.$queryRaw<unknown[]>`
@@ -116,8 +116,8 @@ export class RunRepository {
   }
 
   /**
-   * Records that the process of a cancelled run is gone, and how it ended. Returns the seconds since the
-   * cancel; undefined when this was recorded before or the run was not cancelled.
+   * Records that the process of a cancelled run is gone, and how it ended. Returns the seconds since the cancel, or
+   * undefined if this was recorded before or the run was not cancelled.
    */
   async confirmStopped({ jobId, runId }: Run, how: StopKind): Promise<number | undefined> {
     const rows = await this.database.$queryRaw<{ seconds: number }[]>`
@@ -127,12 +127,12 @@ export class RunRepository {
     return rows[0]?.seconds;
   }
 
-  /** Whether the job is still this run's. */
+  /** Whether the job is processing and still belongs to this run. */
   async isProcessing({ jobId, runId }: Run): Promise<boolean> {
     return (await this.database.job.count({ where: { id: jobId, runId, status: 'processing' } })) > 0;
   }
 
-  /** What the run's job ended as, if it ended with this run. */
+  /** How the run's job ended, or null if it did not end with this run. */
   async findEnd({ jobId, runId }: Run): Promise<{ status: JobStatus; errorCode: string | null } | null> {
     return this.database.job.findFirst({
       where: { id: jobId, runId, status: { in: JOB_STATUSES.filter(isTerminal) } },

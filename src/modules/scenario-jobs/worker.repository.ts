@@ -3,7 +3,7 @@ import { Prisma } from '../../generated/prisma/client';
 import { Database } from '../../infrastructure/database';
 import { OWED } from './job.sql';
 
-/** A run that a worker still owes an answer for: its result, or the word that its process is gone. */
+/** A run for which a worker still owes an answer: its result, or the confirmation that its process is gone. */
 export type OwedRun = {
   jobId: string;
   runId: string;
@@ -15,18 +15,18 @@ export type OwedRun = {
 const OWED_RUN = Prisma.sql`j.id AS "jobId", j.run_id::text AS "runId", j.status::text AS status,
   EXTRACT(EPOCH FROM clock_timestamp() - j.completed_at)::float8 AS "cancelledSeconds"`;
 
-/** A worker's signs of life, and what it still has to answer for. */
+/** A worker's signs of life, and the runs that it must still answer for. */
 @Injectable()
 export class WorkerRepository {
   constructor(private readonly database: Database) {}
 
-  /** Every run that the worker still owes an answer for. */
+  /** Every run for which the worker still owes an answer. */
   async findOwed(workerId: string): Promise<OwedRun[]> {
     return this.database.$queryRaw<OwedRun[]>`
       SELECT ${OWED_RUN} FROM scenario_jobs j WHERE j.worker_id = ${workerId} AND ${OWED}`;
   }
 
-  /** The same, and renews the worker's sign of life. */
+  /** Returns the same runs, and renews the worker's sign of life. */
   async reportAlive(workerId: string): Promise<OwedRun[]> {
     return this.database.$queryRaw<OwedRun[]>`
       WITH alive AS (
@@ -35,7 +35,7 @@ export class WorkerRepository {
       SELECT ${OWED_RUN} FROM scenario_jobs j WHERE j.worker_id = ${workerId} AND ${OWED}`;
   }
 
-  /** Takes back the sign of life: the worker ends and owes nothing any more. */
+  /** Removes the sign of life: the worker ends and owes no more answers. */
   async reportGone(workerId: string): Promise<void> {
     await this.database.worker.deleteMany({ where: { id: workerId } });
   }

@@ -18,16 +18,16 @@ export type Cancelled = {
 };
 
 /**
- * Cancels a job. The row decides, in one conditional statement that looks the API key up as well; once it is
- * committed nothing can complete the job any more. Only then is the queue told, or the worker that runs it: both only
- * make the effect fast, and either may fail without harm.
+ * Cancels a job. The row decides, in one conditional statement that also looks up the API key; once it is committed,
+ * nothing can complete the job any more. Only then is the queue told, or the worker that runs the job: both only make
+ * the effect fast, and either may fail without harm.
  *
  * - queued, delayed or waiting for a retry: cancelled, and taken out of the queue. It never starts.
- * - processing: cancelled, and its worker is told to stop the task. Whatever it computes is discarded.
- * - completed, failed, cancelled: `JobNotCancellable`, unless it was cancelled by a request with the same
- *   idempotency key: then the answer of that request again.
+ * - processing: cancelled, and its worker is told to stop the task. Whatever the task computes is discarded.
+ * - completed, failed, cancelled: `JobNotCancellable`, unless a request with the same idempotency key cancelled it:
+ *   then the answer of that request again.
  * - missing, malformed id, another workspace's: `JobNotFound`.
- * - with a key that does not work: the 401 or 403 that it identifies itself with.
+ * - API key that does not work: the 401 or 403 error that `identify` throws.
  * - finishing at this very moment: whichever statement Postgres takes first decides, for everyone.
  */
 @Injectable()
@@ -38,7 +38,7 @@ export class CancelJob {
     private readonly metrics: Metrics,
     @Inject(LOGGER) private readonly logger: Logger,
   ) {
-    // An alert on the first that fails needs the nought before it.
+    // An alert on the first failure needs the counter to have been zero before.
     for (const outcome of ['heard', 'unheard', 'failed']) metrics.doorbells.inc({ outcome }, 0);
     metrics.finished.inc({ status: 'cancelled' }, 0);
   }
@@ -56,8 +56,8 @@ export class CancelJob {
   }
 
   /**
-   * Nothing was cancelled: says why, or repeats the answer that the first such request got. Returns undefined when the
-   * job is open all the same: its row was locked, by a claim or a result that is under way.
+   * Says why nothing was cancelled, or repeats the answer that the cancelling request got. Returns undefined if the job
+   * is open all the same: its row was locked, by a claim or a result that is under way.
    */
   private async explain(
     key: PresentedKey,
@@ -83,18 +83,18 @@ export class CancelJob {
 
   private deliver({ job, caller, run }: CancelledJob): Cancelled {
     const from = run ? 'processing' : 'queued';
-    // The answer does not wait for it: nothing depends on Redis.
+    // The answer does not wait for Redis; nothing depends on it.
     void this.tellOthers(job, run);
     this.metrics.cancelRequests.inc({ from, outcome: 'cancelled' });
     this.metrics.finished.inc({ status: 'cancelled' });
     return { job, caller, outcome: 'cancelled', from };
   }
 
-  /** Makes the decision felt at once. If that fails, the claim, the poll or the sweep make it felt later. */
+  /** Makes the cancel take effect at once. If that fails, the claim, the poll or the reconciler does it later. */
   private async tellOthers({ id: jobId, completedAt }: JobRow, run: CancelledJob['run']): Promise<void> {
     try {
       if (!run) {
-        // A claim of this entry would fail. So the answer is sent first, but a task has to hear at once.
+        // The answer goes out first: a claim of this entry would fail anyway. Only a running task must be told at once.
         await nextTurn();
         await this.queue.remove(jobId);
         return;

@@ -6,7 +6,7 @@ const MAX_PROMPT = 10_000;
 const MAX_CONTEXT = 50_000;
 const MAX_NAME = 255;
 
-/** An email address. class-validator's own decorator throws at half of a surrogate pair. */
+/** An email address. class-validator's own decorator throws on half of a surrogate pair. */
 const IsEmailAddress = () =>
   ValidateBy({
     name: 'isEmail',
@@ -26,7 +26,7 @@ const IsStorableText = () =>
     },
   });
 
-/** class-validator's own decorator leaves some out of its count. */
+/** A limit in characters. class-validator's own decorator leaves some out of its count. */
 const MaxCharacters = (most: number) =>
   ValidateBy({
     name: 'maxLength',

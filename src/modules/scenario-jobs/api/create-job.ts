@@ -8,8 +8,8 @@ import { untilUnlocked } from './until-unlocked';
 import { type CheckedBody } from './validate-create-job';
 
 /**
- * Creates a job: the row first, then the queue entry. If Redis cannot take the entry the job is accepted all
- * the same, and the reconciler adds it later.
+ * Creates a job: the row first, then the queue entry. If Redis cannot take the entry, the job is accepted all the same,
+ * and the reconciler adds the entry later.
  */
 @Injectable()
 export class CreateJob {
@@ -19,7 +19,7 @@ export class CreateJob {
     @Inject(LOGGER) private readonly logger: Logger,
   ) {}
 
-  /** `isNew` is false when the workspace already has a job with this `requestId`: then that one is returned. */
+  /** `isNew` is false if the workspace already has a job with this `requestId`, which is then returned. */
   async create({ workspaceId }: Caller, body: CheckedBody): Promise<{ job: JobRow; isNew: boolean }> {
     const { requestId, fault } = body;
     const existing = requestId !== null && (await this.jobs.findByRequestId(workspaceId, requestId));

@@ -2,7 +2,7 @@ import { Injectable, type OnModuleInit } from '@nestjs/common';
 import { Metrics } from '../../../infrastructure/metrics';
 import { JobRepository } from '../job.repository';
 
-/** Lets the api's metrics show the jobs that are in the database. */
+/** Adds the numbers of jobs in the database to the api's metrics. */
 @Injectable()
 export class JobGauges implements OnModuleInit {
   constructor(

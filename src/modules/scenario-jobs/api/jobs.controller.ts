@@ -155,7 +155,7 @@ export class JobsController {
   }
 }
 
-/** Only what is an id is logged: a caller can put anything in its place, a key for one. */
+/** What to log of a job id from a request. Anything but an id is left out: a caller can send even a key there. */
 function logged(jobId: string): { jobId?: string } {
   return isId(jobId) ? { jobId } : {};
 }

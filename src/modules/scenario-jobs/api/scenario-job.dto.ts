@@ -66,8 +66,8 @@ export class CreatedScenarioJob extends ScenarioJob {
 }
 
 /**
- * Dresses a row for the API. Times are UTC, ISO 8601 with milliseconds and `Z`; the duration is in seconds and
- * exactly `completed_at - started_at`.
+ * Formats a row for the API. Times are UTC, ISO 8601 with milliseconds and `Z`; the duration is in seconds and exactly
+ * `completed_at - started_at`.
  */
 export function toScenarioJob(row: JobRow, workspaceSlug: string, domain: string): ScenarioJob {
   const { scenarioId: id, scenarioName: name, scenarioSlug: slug, errorCode: code, errorMessage: message } = row;

@@ -4,30 +4,30 @@ import { ApiError, type ApiErrorCode } from '../../../http/api-error';
 import { truncate } from '../../../infrastructure/text';
 import { CreateJobDto } from './create-job.dto';
 
-/** Fields of the API that are not built yet. To accept and ignore them would lose a callback silently. */
+/** Fields of the API that are not built yet. Accepting and ignoring them would silently lose a callback. */
 const UNSUPPORTED = new Set(['callback_url', 'callback_headers']);
 const KNOWN = new Set(
   getMetadataStorage()
     .getTargetValidationMetadatas(CreateJobDto, '', true, false)
     .map(({ propertyName }) => propertyName),
 );
-/** As much of an unknown field's name as is told. */
+/** How much of an unknown field's name the error repeats. */
 const MAX_NAME = 100;
-/** Of several rules that a field breaks, the first of these is told. */
+/** If a field breaks several rules, the first of these is reported. */
 const RULES = ['isDefined', 'isString', 'isNotEmpty', 'isStorableText', 'isEmail', 'maxLength'];
 
 /**
- * A body of the create operation. With a `fault` it can create nothing; but a request with a valid `requestId` that
- * the workspace has used is answered with that job, whatever its other fields.
+ * A checked body of the create operation. With a `fault` it can create nothing; but if the workspace has already used
+ * its valid `requestId`, the answer is that job, whatever the other fields.
  */
 export type CheckedBody = { job: CreateJobDto; requestId: string | null; fault: ApiError | undefined };
 
-/** Checks the text of a body, if it could be read. Its errors name the field and the rule, one fault at a time. */
+/** Checks the text of a body, if it could be read. Errors name the field and the rule, one fault at a time. */
 export class ValidateCreateJob implements PipeTransform<string | ApiError | undefined, CheckedBody> {
   transform(text: string | ApiError | undefined): CheckedBody {
     if (text instanceof ApiError) throw text;
     const body = parse(text ?? '{}');
-    // Not by class-transformer, which follows nested values until the stack overflows; and no `__proto__`.
+    // Not with class-transformer, which follows nested values until the stack overflows. Nor is `__proto__` copied.
     const known = [...KNOWN].filter((name) => Object.hasOwn(body, name)).map((name) => [name, body[name]] as const);
     const job = Object.assign(new CreateJobDto(), Object.fromEntries(known));
     const faults = validateSync(job);

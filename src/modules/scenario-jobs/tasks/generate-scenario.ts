@@ -4,7 +4,7 @@ import { truncate } from '../../../infrastructure/text';
 type Input = { prompt: string; context: string | null; user_email: string };
 type Tools = { signal: AbortSignal; progress: (value: { step: string; done: number; of: number }) => void };
 
-/** What a scenario is made of, one part a step. */
+/** A scenario; each step of the task makes one part. */
 type Scenario = { name: string; persona: string; objectives: string[]; opening_line: string; rubric: string[] };
 
 const ROLES = ['IT Director', 'Head of Operations', 'Finance Lead', 'Customer Success Manager', 'Procurement Manager'];
@@ -17,8 +17,8 @@ const CRITERIA = [
 ];
 
 /**
- * The built-in task: composes a practice scenario out of prompt and context, in visible steps, without any
- * network. The same input makes the same scenario. Stops between and within its steps.
+ * The built-in task: composes a practice scenario from prompt and context, in visible steps, without any network. The
+ * same input gives the same scenario. Can be stopped between and within its steps.
  */
 export default async function generateScenario(input: Input, { signal, progress }: Tools): Promise<Scenario> {
   const stepMs = Number(process.env.SCENARIO_TASK_STEP_MS || 1000);
