@@ -3,7 +3,7 @@ import { Injectable } from '@nestjs/common';
 import { type StopReason } from './task-messages';
 import { type TaskProcess } from './task-process';
 
-/** So many runs that never began are remembered, the newest. */
+/** How many runs that never began are remembered: the newest. */
 const MOST_NEVER_BEGUN = 1000;
 
 /** A run that this worker has begun and not yet answered for. */
@@ -11,11 +11,11 @@ export class ActiveRun {
   /** Whether Postgres has answered the claim: before that, it may not know the run yet. */
   claimed = false;
   reason: StopReason | undefined;
-  /** When it was to be claimed, by `performance.now()`. */
+  /** When the claim was about to be made, by `performance.now()`. */
   readonly began = performance.now();
   /** Never used twice. */
   readonly runId = randomUUID();
-  /** Proves that the job was cancelled. Kept from logs and from the task, which have the run's id. */
+  /** Proves that the job was cancelled. Logs and the task have the run's id, but never this. */
   readonly stopToken = randomUUID();
   private process: TaskProcess | undefined;
 
@@ -26,14 +26,14 @@ export class ActiveRun {
     this.process = process;
   }
 
-  /** Resolves when the run has no process any more. */
+  /** Resolves once the run no longer has a process. */
   async gone(): Promise<void> {
     await this.process?.gone();
   }
 
   /**
-   * Stops the run. The first reason counts. False when it is being stopped already, or when its result is there and
-   * the reason is only one of time: then it was in time.
+   * Stops the run; the first reason counts. Returns false if the run is being stopped already, or if its result is
+   * there and the reason is only one of time: then the result was in time.
    */
   stop(reason: StopReason): boolean {
     if (this.reason) return false;
@@ -45,8 +45,8 @@ export class ActiveRun {
 }
 
 /**
- * The runs of this worker, by run id. BullMQ's own `cancelJob` knows jobs by their id only and goes wrong when a
- * worker that lost its lock gets the same job again; a run id is never used twice.
+ * The runs of this worker, by run id. BullMQ's own `cancelJob` knows jobs only by job id, and goes wrong when a worker
+ * that lost its lock gets the same job again; a run id is never used twice.
  */
 @Injectable()
 export class ActiveRuns {
@@ -76,7 +76,7 @@ export class ActiveRuns {
     }
   }
 
-  /** Keeps in mind that this run has no process and never had, although Postgres may have it as claimed. */
+  /** Remembers that this run has no process and never had one, although Postgres may have recorded the claim. */
   rememberNeverBegun({ runId }: ActiveRun): void {
     this.neverBegun.add(runId);
     const [oldest] = this.neverBegun;
@@ -91,12 +91,12 @@ export class ActiveRuns {
     for (const run of this.all()) run.stop(reason);
   }
 
-  /** Resolves when every process of this moment is gone. */
+  /** Resolves once every process that exists at this moment is gone. */
   async gone(): Promise<void> {
     await Promise.all(this.all().map((run) => run.gone()));
   }
 
-  /** Resolves when every run of this moment has ended and that is recorded. */
+  /** Resolves once every run of this moment has ended and its end is recorded. */
   async settled(): Promise<void> {
     await Promise.all([...this.runs.values()].map(({ settled }) => settled));
   }

@@ -1,6 +1,6 @@
 /**
- * Passes values on to `call`, one every so many milliseconds at most: the first at once, then the newest of those that
- * have come meanwhile. `flush` passes on the one that still waits.
+ * Passes values on to `call`, at most one every `milliseconds`: the first at once, then the newest of those that came
+ * meanwhile. `flush` passes on the value that still waits.
  */
 export function atMostEvery<T>(milliseconds: number, call: (value: T) => void) {
   let waiting: { value: T } | undefined;

@@ -17,23 +17,23 @@ const SOURCES = ['doorbell', 'poll', 'resubscribe'] as const;
 type Source = (typeof SOURCES)[number];
 
 /**
- * Learns which of this worker's runs must stop, in three ways of which each is enough: the doorbell, a poll, and
- * a look whenever the subscription to the doorbell begins anew. All three ask Postgres, unless a message has the run's
- * own token, which only a committed cancel reads: that run is stopped also while Postgres cannot be asked.
+ * Learns which of this worker's runs must stop, in three ways, each of which is enough: the doorbell, a poll, and a
+ * question whenever the subscription to the doorbell is made anew. All three ask Postgres, unless a message has the
+ * run's own token, which only a committed cancel reads: that run is stopped even while Postgres cannot be asked.
  */
 @Injectable()
 export class CancelListener {
   private subscription: RedisConnection | undefined;
   private timer: NodeJS.Timeout | undefined;
   private stopped = false;
-  /** Whether the newest connection is not subscribed, for Redis has refused it. */
+  /** Whether the newest connection is not subscribed because Redis refused. */
   private deaf = false;
   private lastSeen = performance.now();
   private asking: Promise<void> | undefined;
   private repairing: Promise<void> | undefined;
   private askAgain: Source | undefined;
   private sayAlive!: () => void;
-  /** Resolves when Postgres has taken down that this worker lives. */
+  /** Resolves once Postgres has recorded that this worker lives. */
   readonly alive = new Promise<void>((resolve) => (this.sayAlive = resolve));
 
   constructor(
@@ -47,16 +47,16 @@ export class CancelListener {
   ) {}
 
   start(): void {
-    // An alert on the first of them needs the nought before it.
+    // An alert on the first observation needs the metric to have been zero before.
     for (const source of SOURCES) this.metrics.signalSeconds.zero({ source });
     const subscription = connectPatiently(this.settings, this.logger, 'doorbell', {
       silenceMs: DEAF_MS,
       sharded: true,
     });
     this.subscription = subscription;
-    // Again with each new connection.
+    // Subscribes again with each new connection.
     subscription.on('ready', () => void this.listen(subscription));
-    // On a cluster the subscription is a connection of its own, which moves with the slot.
+    // On a cluster the subscription has a connection of its own, which moves with the slot.
     subscription.on('subscribersReady', () => this.ask('resubscribe'));
     for (const event of ['message', 'smessage'] as const) {
       subscription.on(event, (_channel: string, message: string) => this.hear(message));
@@ -95,20 +95,20 @@ export class CancelListener {
   private poll(): void {
     if (this.subscription?.status === 'ready') {
       if (this.deaf) void this.listen(this.subscription);
-      // Nothing comes on a subscription for hours: only an answer tells that it is still there.
+      // A subscription can be silent for hours: only an answer shows that the connection is still there.
       else this.subscription.ping().catch(() => undefined);
     }
-    // Before it asks: doorbells that come without end must not delay the next sign of life.
+    // Set before asking: doorbells that never end must not delay the next sign of life.
     this.timer = setTimeout(() => this.poll(), this.settings.CANCEL_POLL_MS);
     this.ask('poll');
   }
 
-  /** One question at a time. Whatever comes in while one is under way is answered by one more after it. */
+  /** Asks Postgres, one question at a time. Whatever comes in meanwhile is answered by one more question afterwards. */
   private ask(source: Source): void {
-    // A subscription that is made while the worker ends: the next sign of life would outlive the worker.
+    // The subscription may be made while the worker ends: a further sign of life would outlive the worker.
     if (this.stopped) return;
     if (this.asking) {
-      // However many doorbells ring, the poll with its sign of life has its turn.
+      // However many doorbells ring, the poll with its sign of life gets its turn.
       if (this.askAgain === undefined || this.askAgain === 'doorbell') this.askAgain = source;
       return;
     }
@@ -121,16 +121,16 @@ export class CancelListener {
   }
 
   private async askPostgres(source: Source): Promise<void> {
-    // Only of these does Postgres know for certain: others may be claimed while it answers.
+    // Postgres knows only these for certain: others may be claimed while it answers.
     const claimed = this.runs.all().filter((run) => run.claimed);
     const askedAt = performance.now();
     try {
-      // The doorbell is in a hurry, and a sign of life costs a commit: that is for the poll.
+      // The doorbell is in a hurry, and a sign of life costs a commit: that is left to the poll.
       const owed = await (source === 'doorbell'
         ? this.workers.findOwed(this.workerId)
         : this.workers.reportAlive(this.workerId));
-      // Without signs of life others take this worker for dead, whatever it can still read. What it is told is as old
-      // as its question.
+      // Only signs of life count: without them other workers take this one for dead, whatever it can still read. The
+      // answer is as old as its question.
       if (source !== 'doorbell') {
         this.lastSeen = askedAt;
         this.sayAlive();
@@ -143,13 +143,13 @@ export class CancelListener {
       for (const run of claimed) {
         if (!known.has(run.runId)) run.stop('superseded');
       }
-      // Nobody waits for these: one whose row is locked must not hold up the next cancel.
+      // Nobody waits for these orphans: one whose row is locked must not hold up the next cancel.
       const orphans = owed.filter(({ runId }) => !this.runs.get(runId));
       this.repairing ??= this.repair(orphans).finally(() => (this.repairing = undefined));
     } catch (error) {
       const blindMs = Math.round(performance.now() - this.lastSeen);
       this.logger.warn({ err: error, source, blindMs }, 'could not ask which runs were cancelled');
-      // Nobody can tell these runs that they are cancelled, so they must not go on for ever.
+      // These runs cannot be told that they are cancelled, so they must not go on forever.
       if (blindMs > this.settings.BLIND_MS) this.runs.stopAll('interrupted');
     }
   }
@@ -161,11 +161,11 @@ export class CancelListener {
     this.logger.info({ jobId, runId, source }, 'stopping: the job was cancelled');
   }
 
-  /** Runs that nobody runs: their end, or their beginning, could not be recorded. */
+  /** Repairs runs that nobody runs, because their end or their beginning could not be recorded. */
   private async repair(orphans: OwedRun[]): Promise<void> {
     for (const { jobId, runId, status } of orphans) {
       try {
-        // If it has just ended after all, both of these change nothing.
+        // If the run has just ended after all, neither of these changes anything.
         const neverBegun = this.runs.hasNeverBegun(runId);
         if (status === 'cancelled') {
           const how = neverBegun ? 'graceful' : 'worker_lost';

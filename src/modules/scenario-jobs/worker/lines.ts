@@ -1,9 +1,9 @@
 import { type Readable } from 'node:stream';
 
 /**
- * Calls back for each line, an empty one too, cut to `most` characters. Never holds more than a line, and never stops
- * reading; but once `onLine` returns false no line is looked for any more: whoever writes without end must not keep us
- * from all else.
+ * Calls `onLine` for each line, even an empty one, cut to `most` characters. Never holds more than one line, and never
+ * stops reading; but once `onLine` returns false, lines are no longer looked for: an endless writer must not keep this
+ * process from everything else.
  */
 export function readLines(source: Readable, most: number, onLine: (line: string) => void | false): void {
   let wanted = true;

@@ -1,43 +1,48 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { RUN_ID_VARIABLE } from './task-messages';
 
-/** A task's process group, which its first process leads, and the run that the environment of all of them names. */
+/**
+ * A task's process group, led by its first process, and the run that the environment of every process in the tree
+ * names.
+ */
 export type ProcessTree = { groupId: number; runId: string };
 
-/** Sends a signal to every process of the group. False when there is none left. */
+/** Sends a signal to every process of the group. Returns false if none is left. */
 export function signalGroup(groupId: number, signal: NodeJS.Signals | 0): boolean {
-  // Group 0 would be our own: a process that could not be started has no group.
+  // A process that could not be started has no group, and group 0 would be our own.
   if (groupId <= 0) return false;
   try {
     process.kill(-groupId, signal);
     return true;
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code !== 'ESRCH'; // Else it is there, and not ours to signal.
+    return (error as NodeJS.ErrnoException).code !== 'ESRCH'; // Otherwise it is there, but we may not signal it.
   }
 }
 
 const NAME = Buffer.from(`${RUN_ID_VARIABLE}=`);
-/** As much of a run's id as is read. */
+/** How much of a run's id is read. */
 const MOST_ID = 64;
 
-/** So many processes are looked at at the same time; fewer while there are too few file descriptors for that. */
+/** How many processes are read at the same time; fewer while file descriptors are short. */
 const MOST_AT_ONCE = 16;
 let atOnce = MOST_AT_ONCE;
 /**
- * What still lives this long after SIGKILL lives on: it is not ours to kill (setuid programs), or the kernel holds it.
+ * A process that lives this long after SIGKILL lives on: it is not ours to kill (a setuid program), or the kernel holds
+ * it.
  */
 const SURVIVES_MS = 10_000;
-/** So often one look looks for what has begun meanwhile. */
+/** How many times one look checks for processes that have begun meanwhile. */
 const ROUNDS = 10;
 
 /**
- * Kills trees. Returns what has survived SIGKILL: nothing, as a rule. Each group gets one signal as a whole, which no
- * process in it can escape by forking. On Linux, processes that left their group (`setsid`, a daemon) are killed as
- * well: they are found by the run's id in their environment, as build servers do. One that clears its environment as
- * well is not found, nor ones that each begin the next and end faster than they can be looked for.
+ * Kills process trees. Returns what survived SIGKILL: nothing, as a rule. Each group gets one signal as a whole, which
+ * no process in it can escape by forking. On Linux, processes that left their group (`setsid`, a daemon) are killed as
+ * well: they are found by the run's id in their environment, as build servers do. Not found are a process that clears
+ * its environment as well, and processes that each start the next and end faster than they can be looked for.
  *
- * What one look does not see can live all the same: a daemon that began behind it while its parent ended before it, or
- * a program that is just being loaded. So it takes two in a row that find nothing and nothing unsure.
+ * A process that one look does not see can still be alive: a daemon that began where the look had already been, while
+ * its parent ended before the look reached it, or a program that is just being loaded. So it takes two looks in a row
+ * that find nothing, and nothing unsure.
  */
 export async function killTrees(trees: readonly ProcessTree[]): Promise<number[]> {
   const groups = new Set(trees.map(({ groupId }) => groupId));
@@ -46,7 +51,7 @@ export async function killTrees(trees: readonly ProcessTree[]): Promise<number[]
   let began: number | undefined;
   const seen = new Map<number, number>();
   for (let wait = 1; ;) {
-    // A group that has ended has ended for good: its number may be somebody else's from then on.
+    // A group that has ended has ended for good: its number may be another group's from then on.
     for (const groupId of groups) if (!signalGroup(groupId, 'SIGKILL')) groups.delete(groupId);
     const found = await look(groups, runIds).catch(unlessTooManyFiles);
     const members = found?.members ?? [];
@@ -72,14 +77,14 @@ export async function killTrees(trees: readonly ProcessTree[]): Promise<number[]
 }
 
 /**
- * Processes that run of certain groups and runs, and others that are being loaded, or end: whose they are they do not
- * show.
+ * What a look sees: processes of certain groups and runs, and others that do not show whose they are, because they are
+ * being loaded or are ending.
  */
 type Look = { members: number[]; unsure: number[] };
-/** How long that is waited for: on a busy machine there can always be some, and none of ours. */
+/** How long such unsure processes are waited for: on a busy machine there can always be some, none of them ours. */
 const UNSURE_MS = 1000;
 
-/** Who cannot look must look again, and not take what was not seen for dead. */
+/** If a look is not possible, it must be repeated: what was not seen must not be taken for dead. */
 function unlessTooManyFiles(error: unknown): undefined {
   if (!isTooManyFiles(error)) throw error;
   atOnce = Math.ceil(atOnce / 2);
@@ -93,18 +98,18 @@ function kill(pid: number): void {
   try {
     process.kill(pid, 'SIGKILL');
   } catch {
-    // It has just ended by itself, or belongs to someone else by now.
+    // It has just ended by itself, or belongs to another user by now.
   }
 }
 
 /** Whether one of these processes, as `killTrees` returns them, lives in this group. */
 export async function isInGroup(pids: readonly number[], groupId: number): Promise<boolean> {
-  // Where single processes cannot be looked at, a group stands for its members.
+  // Where single processes cannot be read, a group, as a negative number, stands for its members.
   const groups = pids.map(async (pid) => (pid < 0 ? -pid : Number((await statOf(`${pid}`).catch(() => []))[2])));
   return (await Promise.all(groups)).includes(groupId);
 }
 
-/** The processes that run of these groups and these runs. */
+/** The running processes of these groups and these runs. */
 export async function livingMembers(groups: ReadonlySet<number>, runIds: readonly string[]): Promise<number[]> {
   return (await look(groups, runIds)).members;
 }
@@ -122,15 +127,17 @@ async function look(groups: ReadonlySet<number>, runIds: readonly string[]): Pro
   return seen;
 }
 
-/** A process, and the runs that its environment names; nothing while it is being loaded, or ends, and shows none. */
+/**
+ * A process, and the runs that its environment names: undefined while it is being loaded or is ending, and shows none.
+ */
 type Process = { pid: number; groupId: number; named: string[] | undefined };
 
 let next: Promise<Process[]> | undefined;
 let last: Promise<unknown> = Promise.resolve();
 
 /**
- * One look serves all who ask before it begins: of many runs that end at once each would look by itself, and none would
- * be done in time. One that began before the request proves nothing about it.
+ * All running processes. One look serves everyone who asks before it begins: if many runs end at once and each looked
+ * by itself, none would be done in time. A look that began before a request proves nothing to it.
  */
 function lookAtAll(): Promise<Process[]> {
   next ??= last.then(() => {
@@ -143,7 +150,8 @@ function lookAtAll(): Promise<Process[]> {
 }
 
 /**
- * All processes that run; a zombie does not. Those that begin meanwhile are read as well, unless there are ever more.
+ * All running processes; a zombie is not running. Processes that begin meanwhile are read as well, unless new ones keep
+ * coming.
  */
 async function readProcesses(): Promise<Process[]> {
   const processes: Process[] = [];
@@ -165,11 +173,11 @@ async function readProcess(pid: string): Promise<Process | undefined> {
   try {
     const [state, , group] = await statOf(pid);
     if (state === 'X') return undefined;
-    // Of a zombie other threads may run on. Its first one shows no environment any more, but they do.
+    // Other threads of a zombie may still run. Its first thread no longer shows an environment, but they do.
     const thread = state === 'Z' ? (await readdir(`/proc/${pid}/task`)).find((id) => id !== pid) : undefined;
     if (state === 'Z' && thread === undefined) return undefined;
     const found = { pid: Number(pid), groupId: Number(group) };
-    // Of the kernel, or from outside of this container.
+    // A process of the kernel, or from outside this container.
     if (found.groupId === 0) return undefined;
     return { ...found, named: await runsNamedBy(thread ? `${pid}/task/${thread}` : pid) };
   } catch (error) {
@@ -178,10 +186,10 @@ async function readProcess(pid: string): Promise<Process | undefined> {
   }
 }
 
-/** `place` is that of a process or of a thread below /proc. */
+/** The runs that an environment names. `place` is the path of a process or a thread below /proc. */
 async function runsNamedBy(place: string): Promise<string[] | undefined> {
   try {
-    // Not as text: of many that are large together it would be too much for the watchdog.
+    // Not as text: many large environments together would be too much for the watchdog.
     const environment = await readFile(`/proc/${place}/environ`);
     if (environment.length === 0 && !(await hasNoEnvironment(place))) return undefined;
     const runIds: string[] = [];
@@ -192,17 +200,20 @@ async function runsNamedBy(place: string): Promise<string[] | undefined> {
     return runIds;
   } catch (error) {
     if (isTooManyFiles(error)) throw error;
-    return []; // It has ended, or is not ours to look into.
+    return []; // It has ended, or we may not read it.
   }
 }
 
-/** What stands in a process's `stat` behind its command, which may contain anything: state, parent, group, … */
+/** The fields of a process's `stat` after its command, which may contain anything: state, parent, group, … */
 async function statOf(place: string): Promise<string[]> {
   const stat = await readFile(`/proc/${place}/stat`, 'latin1');
   return stat.slice(stat.lastIndexOf(')') + 2).split(' ');
 }
 
-/** Whether a process was started without any environment. While it is loaded, or ends, it has no place for one yet. */
+/**
+ * Whether a process was started without any environment. While it is being loaded or is ending, it has no place for
+ * one.
+ */
 async function hasNoEnvironment(place: string): Promise<boolean> {
   const [start, end] = (await statOf(place)).slice(47, 49);
   return start === end && end !== '0';

@@ -9,13 +9,13 @@ import { QUEUE_NAME } from '../job-queue';
 import { atMostEvery } from './at-most-every';
 import { type Outcome, RunJob } from './run-job';
 
-/** The wait before a job is tried again that could not be begun: another run has it, or Postgres could not be asked. */
+/** How soon a job that could not begin is tried again: another run has it, or Postgres could not be asked. */
 const NOT_BEGUN_DELAY_MS = 2000;
 const QUEUE_RETRY_MS = 1000;
 const CLOSE_LIMIT_MS = 3000;
 const WARN_EVERY_MS = 10_000;
 
-/** BullMQ asks a Redis that refuses to give it a job again and again without a pause. */
+/** Pauses when Redis refuses to give a job: BullMQ would ask again and again without a pause. */
 class PatientWorker extends Worker {
   protected override async moveToActive(token: string, name?: string): Promise<Job> {
     try {
@@ -28,8 +28,8 @@ class PatientWorker extends Worker {
 }
 
 /**
- * Takes jobs from BullMQ and runs them. BullMQ decides who gets a job and when, nothing more: retries, attempts
- * and results are the row's, so that a queue that forgets changes none of them.
+ * Takes jobs from BullMQ and runs them. BullMQ only decides who gets a job and when: retries, attempts and results are
+ * in the row, so a queue that loses its data changes none of them.
  */
 @Injectable()
 export class QueueConsumer {
@@ -46,7 +46,7 @@ export class QueueConsumer {
     @Inject(LOGGER) private readonly logger: Logger,
   ) {}
 
-  /** Until it takes jobs, or is told to end. BullMQ never recovers from a first question that Redis refuses. */
+  /** Tries until it takes jobs or is told to end. BullMQ never recovers if Redis refuses its first question. */
   async start(): Promise<void> {
     while (!this.paused) {
       const worker = this.open();
@@ -72,11 +72,11 @@ export class QueueConsumer {
       concurrency: settings.WORKER_CONCURRENCY,
       lockDuration: settings.LOCK_MS,
       stalledInterval: settings.LOCK_MS,
-      // How often a job may be begun is for the row to say: BullMQ would fail the job without asking it.
+      // The row decides how often a job may begin: BullMQ would fail the job without asking it.
       maxStalledCount: Number.MAX_SAFE_INTEGER,
       runRetryDelay: QUEUE_RETRY_MS,
     });
-    // Lost locks, lost connections, refusals: the row is what counts, and BullMQ goes on by itself.
+    // Lost locks, lost connections, refusals: the row is what counts, and BullMQ carries on by itself.
     this.worker.on('error', (error) => this.warn.take(error));
     this.worker.on('stalled', (jobId) =>
       this.logger.warn({ jobId }, 'the lock of a job has run out, it is delivered again'),
@@ -84,25 +84,25 @@ export class QueueConsumer {
     return this.worker;
   }
 
-  /** Takes no further jobs. Those that run go on. */
+  /** Takes no further jobs; running ones go on. */
   async pause(): Promise<void> {
     this.paused = true;
     await this.worker?.pause(true);
   }
 
-  /** Ends the connections. BullMQ would wait without a limit for a Redis that is away, and nothing depends on it. */
+  /** Ends the connections. BullMQ would wait without limit for a Redis that is away, and nothing depends on it. */
   async stop({ force = false } = {}): Promise<void> {
     const { worker, connection } = this;
     if (!worker) return;
     await within(CLOSE_LIMIT_MS, 'closing the queue', worker.close(force)).catch((error: unknown) =>
       this.logger.warn({ err: error }, 'left the queue without its answer'),
     );
-    // Its own connections BullMQ ends, ours it leaves alone.
+    // BullMQ ends its own connections, but leaves ours alone.
     connection?.disconnect();
   }
 
   private async process(job: Job, token: string): Promise<void> {
-    // BullMQ's pause leaves a fetch that is under way alone: what it brings is not begun here any more.
+    // BullMQ's pause does not stop a fetch that is under way: a job that it brings is not begun here any more.
     if (this.paused) return this.deliverAgain(job, token, 0);
     const jobId = job.id as string;
     let outcome: Outcome;
@@ -118,8 +118,8 @@ export class QueueConsumer {
       case 'failed':
       case 'cancelled':
         return; // BullMQ drops the entry.
-      case 'superseded': // Or it was given back to the queue, and the answer that said so was lost.
-      case 'taken': // BullMQ took its worker for dead. Whether it is, its row says.
+      case 'superseded': // Or the run requeued the job, and the answer that said so was lost.
+      case 'taken': // BullMQ took the other run's worker for dead; the worker's own row says whether it is.
         return this.deliverAgain(job, token, NOT_BEGUN_DELAY_MS);
       case 'retry':
         return this.deliverAgain(job, token, outcome.delayMs);

@@ -6,27 +6,27 @@ import { JobQueue } from '../job-queue';
 import { RepairRepository } from '../repair.repository';
 
 const PAGE = 1000;
-/** A create is between its two writes for no longer than this. */
+/** A create takes no longer than this between its two writes. */
 const SETTLED_MS = 2000;
-/** Longest pass. This worker's next one goes on where it ended. */
+/** Longest pass. This worker's next pass continues where it ended. */
 const PASS_LIMIT_MS = 60_000;
-/** A pass has its lock for longer than it works, the questions included that it has asked by then. */
+/** A pass holds its lock for longer than it works, so that the lock covers the queries still under way at its end. */
 const LOCK_LIMIT_MS = PASS_LIMIT_MS + 30_000;
 
 const REPAIRS = ['added', 'requeued', 'worker_lost', 'orphan_requeued', 'orphan_confirmed'];
 
 /**
  * Compares rows with the queue and repairs what differs: a queued job that the queue does not know is added; a
- * processing one whose worker is dead and that the queue does not know is requeued; a cancelled run whose worker
- * is dead is confirmed as `worker_lost`. Runs on one worker at a time. With it a create that died between its
- * two writes, and a Redis that lost everything, cost time and no job.
+ * processing job whose worker is dead and that the queue does not know is requeued; a cancelled run whose worker is
+ * dead is confirmed as `worker_lost`. Runs on one worker at a time. Thanks to it, a create that died between its two
+ * writes, or a Redis that lost everything, costs time but no job.
  */
 @Injectable()
 export class Reconciler {
   private timer: NodeJS.Timeout | undefined;
   private stopped = false;
   private pass: Promise<void> | undefined;
-  /** The job after which the next pass goes on; none, and it begins with the first. */
+  /** The id of the job after which the next pass continues; empty to begin with the first. */
   private after = '';
 
   constructor(
@@ -36,7 +36,7 @@ export class Reconciler {
     @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
     @Inject(LOGGER) private readonly logger: Logger,
   ) {
-    // An alert on the first of them needs the nought before it.
+    // An alert on the first repair needs the counter to have been zero before.
     for (const repair of REPAIRS) this.metrics.repairs.inc({ repair }, 0);
   }
 
@@ -84,7 +84,7 @@ export class Reconciler {
       const unknown = page.filter(({ jobId }) => missing.has(jobId));
       const lost = unknown.flatMap(({ jobId, runId }) => (runId ? [{ jobId, runId }] : []));
       if (lost.length > 0) await this.repository.requeueLost(lost, this.settings.WORKER_LOST_MS);
-      // Cancelled since the page was read, and taken out of the queue: that is not missing.
+      // A job that was cancelled since the page was read has been taken out of the queue, and is not missing.
       const queued = await this.repository.queuedAmong([...missing]);
       const added: string[] = [];
       for (const { jobId, runId } of unknown) {
@@ -95,7 +95,7 @@ export class Reconciler {
         this.repaired(runId ? 'requeued' : 'added', jobId, runId);
       }
       await this.takeBack(added, until);
-      // Some of this page may be left: it is read once more.
+      // Part of this page may be left, so it is read once more.
       if (performance.now() > until) return;
       const last = page.length === PAGE ? page.at(-1) : undefined;
       this.after = last?.jobId ?? '';
@@ -104,13 +104,13 @@ export class Reconciler {
   }
 
   /**
-   * Cancelled while they were being added, and taken out of the queue before they were in it. What runs is locked
-   * there.
+   * Takes jobs out again that were cancelled while they were being added, whose cancel found them not yet in the queue.
+   * A running job is locked there, and stays.
    */
   private async takeBack(added: string[], until: number): Promise<void> {
     const queued = await this.repository.queuedAmong(added);
     for (const jobId of added) {
-      // One that is left there is refused when its turn comes.
+      // A job that is left in the queue is refused when its turn comes.
       if (performance.now() > until) return;
       if (!queued.has(jobId)) await this.queue.remove(jobId);
     }

@@ -16,9 +16,9 @@ import { WORKER_ID } from './worker-id';
 
 /** What became of a run. */
 export type Outcome =
-  /** Nothing ran: the job is finished, or was cancelled before it began, or never was. */
+  /** Nothing ran: the job is finished, was cancelled before it began, or never existed. */
   | { kind: 'refused' }
-  /** Nothing ran: another run has it, whose worker lives. */
+  /** Nothing ran: another run has the job, and its worker lives. */
   | { kind: 'taken' }
   | { kind: 'completed' }
   | { kind: 'failed'; code: string }
@@ -31,7 +31,7 @@ export type Outcome =
   /** Cut short through no fault of the job, which is queued again. */
   | { kind: 'interrupted' };
 
-/** Why a run did not end by itself. `frozen`: this worker was, and its watchdog has ended the task. */
+/** Why a run did not end by itself. `frozen`: this worker was frozen, and its watchdog has ended the task. */
 type Reason = StopReason | 'frozen';
 
 /** Why a run was stopped, if it was, and how its process ended. */
@@ -39,7 +39,9 @@ type Stop = { reason: Reason | undefined; how: StopKind };
 
 type RunError = { code: string; message: string };
 
-/** What asks a process to end, and nothing of ours has sent: somebody ends everything, its worker as well perhaps. */
+/**
+ * Signals that ask a process to end and that we did not send: somebody is ending everything, perhaps the worker too.
+ */
 const FROM_OUTSIDE = new Set<NodeJS.Signals | null>(['SIGTERM', 'SIGINT', 'SIGHUP']);
 const NOT_BEGUN: Stop = { reason: undefined, how: 'graceful' };
 
@@ -60,12 +62,12 @@ export class RunJob {
     @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
     @Inject(LOGGER) private readonly logger: Logger,
   ) {
-    // An alert on the first of them needs the nought before it.
+    // An alert on the first of these needs the counter to have been zero before.
     for (const status of ['completed', 'failed']) this.metrics.finished.inc({ status }, 0);
   }
 
   async run(jobId: string): Promise<Outcome> {
-    // The run is known here before Postgres knows it: a cancel that comes at once finds it.
+    // The run is known here before Postgres knows it, so that a cancel that comes at once finds it.
     const run = new ActiveRun(jobId);
     return this.runs.during(run, () => this.claimAndRun(run));
   }
@@ -89,7 +91,7 @@ export class RunJob {
       const lost = { code: 'WORKER_LOST', message: 'The job was given up: none of its attempts had a result' };
       return this.record(run, logger, NOT_BEGUN, () => this.fail(run, lost));
     }
-    // Stopped before Postgres's answer to the claim was here: then nothing begins.
+    // If the run was stopped before Postgres answered the claim, nothing begins.
     const stopped = run.reason;
     if (stopped) {
       return this.record(run, logger, { ...NOT_BEGUN, reason: stopped }, () => this.settleStopped(run, stopped));
@@ -114,7 +116,7 @@ export class RunJob {
     try {
       return await this.repository.claim(run, this.workerId, this.settings.WORKER_LOST_MS);
     } catch (error) {
-      // Perhaps it was committed all the same.
+      // The claim may have been committed all the same.
       this.runs.rememberNeverBegun(run);
       throw error;
     }
@@ -127,18 +129,18 @@ export class RunJob {
     );
     const task = this.newTask(run, logger, progress.take);
     if (!task) return { ...NOT_BEGUN, end: { kind: 'not started' } as const };
-    // In this order: there is no moment at which it computes and nobody but this worker could end it.
+    // In this order, so that there is no moment at which the task computes and only this worker could end it.
     this.watchdog.watch(task.tree);
     run.attach(task);
     void task.ready.then(() => this.begin(run, task, job, logger));
     logger.info({ to: 'processing', attempt: job.attempt, taskPid: task.tree.groupId }, 'run began');
-    // A result that is there and not yet read was in time.
+    // A result that has arrived but is not yet read was in time.
     const timeout = setTimeout(() => setImmediate(() => run.stop('timeout')), settings.TASK_TIMEOUT_MS);
     try {
       const { end, how } = await task.ended;
       const frozen = this.watchdog.hasKilled(run.runId);
       const cutShort = frozen && (end.kind === 'exited' || end.kind === 'not started');
-      // Asked now and not again: what comes later makes the result of this run worth no less.
+      // Read once, here: a reason that comes later does not make the result of this run worth less.
       const reason = run.reason ?? (cutShort ? ('frozen' as const) : undefined);
       return { end, how: frozen ? ('killed' as const) : how, reason };
     } finally {
@@ -149,8 +151,8 @@ export class RunJob {
   }
 
   /**
-   * Has the task begin. A worker that has been frozen since its claim may have lost the job, and had no process that
-   * its watchdog could end: it asks again first. If it freezes after this, it has one.
+   * Has the task begin. A worker that was frozen since its claim may have lost the job, and had no process that its
+   * watchdog could end, so it asks Postgres first. If it freezes after this, there is such a process.
    */
   private async begin(run: ActiveRun, task: TaskProcess, job: ClaimedJob, logger: Logger): Promise<void> {
     const { SCENARIO_TASK = BUILT_IN_TASK, WATCHDOG_MS } = this.settings;
@@ -164,7 +166,7 @@ export class RunJob {
     }
   }
 
-  /** Returns undefined when the system refuses a process, which it can do in several ways. */
+  /** Starts a process for the run. Returns undefined if the system refuses one, which it can do in several ways. */
   private newTask(run: Run, logger: Logger, onProgress: (progress: unknown) => void): TaskProcess | undefined {
     const { settings } = this;
     try {
@@ -184,8 +186,7 @@ export class RunJob {
   }
 
   /**
-   * Records that the run was stopped. Returns undefined when it may record nothing: the job was cancelled or taken
-   * over.
+   * Records that the run was stopped. Returns undefined if it may record nothing: the job was cancelled or taken over.
    */
   private async settleStopped(run: ActiveRun, reason: Reason): Promise<Outcome | undefined> {
     switch (reason) {
@@ -204,7 +205,7 @@ export class RunJob {
     }
   }
 
-  /** Records how the run ended by itself. Returns undefined when it may record nothing, as above. */
+  /** Records how the run ended by itself. Returns undefined if it may record nothing, as above. */
   private async settle(run: ActiveRun, job: ClaimedJob, end: TaskEnd): Promise<Outcome | undefined> {
     switch (end.kind) {
       case 'returned': {
@@ -239,8 +240,8 @@ export class RunJob {
   }
 
   /**
-   * Records by `settle`. If the row refuses, the job was cancelled, which is then confirmed, or taken over.
-   * Waits for a Postgres that is away, for the work is done; not for ever: then the run counts as lost.
+   * Records a run's end with `settle`. If the row refuses it, the job was cancelled, which is then confirmed, or taken
+   * over. Waits for a Postgres that is away, because the work is done; but not forever: then the run counts as lost.
    */
   private async record(
     run: ActiveRun,
@@ -258,7 +259,7 @@ export class RunJob {
   }
 
   private async explain(run: ActiveRun, how: StopKind): Promise<Outcome> {
-    // While something of it lives that cannot be killed, the run keeps its place, and no stop is confirmed.
+    // While a process of the run lives on that cannot be killed, the run keeps its place, and no stop is confirmed.
     await run.gone();
     return this.whenPostgresAnswers(() => this.confirmOrExplain(run, how));
   }
@@ -269,7 +270,7 @@ export class RunJob {
       this.metrics.stopSeconds.observe({ how }, seconds);
       return { kind: 'cancelled', how };
     }
-    // Or this run has recorded its end before, and the answer was lost.
+    // Or this run recorded its end before, and the answer was lost.
     const recorded = await this.repository.findEnd(run);
     if (recorded?.status === 'completed') return { kind: 'completed' };
     if (recorded?.status === 'failed') return { kind: 'failed', code: recorded.errorCode ?? '' };
@@ -313,7 +314,7 @@ function describeExit(end: Extract<TaskEnd, { kind: 'exited' }>, memoryMb: numbe
   return { code: 'TASK_CRASHED', message: `The task ended with exit code ${end.code}` };
 }
 
-/** The end of a task without what it made. */
+/** The end of a task without its result. */
 function brief(end: TaskEnd) {
   return end.kind === 'returned' ? { kind: end.kind } : end;
 }

@@ -1,28 +1,28 @@
 import { truncate, storable } from '../../../infrastructure/text';
 
-/** The socket on which a worker and the process of a run exchange lines of JSON, in the process of the run. */
+/** The file descriptor, in the process of a run, of the socket on which it and its worker exchange lines of JSON. */
 export const CHANNEL = 3;
-/** A line longer than this is none of ours: no message is longer than the JSON of a result, which a message quotes. */
+/** A longer line is not one of ours: the longest message is a result, whose JSON the message quotes. */
 export const MAX_MESSAGE = 4 * 1024 * 1024;
-/** A result is the description of a scenario, not a file: bytes of its JSON. */
+/** Limit of a result, in bytes of its JSON: a result describes a scenario, and is not a file. */
 export const MAX_RESULT = 1024 * 1024;
-/** Progress is a word for people: characters of its message. */
+/** Limit of progress, in characters of its message: progress is a word for people. */
 export const MAX_PROGRESS = 4096;
-/** More often than this nobody can read it: neither does a task send it more often, nor a worker log it. */
+/** How often a task sends progress, and a worker logs it, at most: nobody can read it more often. */
 export const PROGRESS_EVERY_MS = 1000;
 const MAX_ERROR_MESSAGE = 1000;
 const ERROR_CODE = /^[A-Z][A-Z0-9_]{0,63}$/;
 
 /**
- * Why a run is stopped; its task is told. `cancelled`: its job is. `superseded`: another run has taken over.
- * `interrupted`: this worker shuts down, or cannot ask Postgres any more. `timeout`: it takes too long.
+ * Why a run is stopped, as its task is told. `cancelled`: the job was cancelled. `superseded`: another run has taken
+ * over. `interrupted`: this worker shuts down, or can no longer ask Postgres. `timeout`: the run takes too long.
  */
 export type StopReason = 'cancelled' | 'superseded' | 'interrupted' | 'timeout';
 
 /** What a worker tells the process of a run. */
 export type ToTask =
   | { kind: 'start'; module: string; input: Record<string, unknown> }
-  /** Please stop: aborts the task's signal. */
+  /** Asks the task to stop: aborts its signal. */
   | { kind: 'stop'; reason: StopReason };
 
 /** What a task's error means for its job. `retryable`: the same run may succeed later. */
@@ -30,18 +30,18 @@ export type TaskError = { code: string; message: string; retryable: boolean };
 
 /** What the process of a run tells its worker. */
 export type FromTask =
-  /** Its first word: it runs, and waits for `start`. */
+  /** The first message: the process runs, and waits for `start`. */
   | { kind: 'ready' }
-  /** The request to stop has reached the task: its event loop turns. */
+  /** The request to stop has reached the task, so its event loop turns. */
   | { kind: 'acknowledged' }
   | { kind: 'progress'; progress: unknown }
-  /** The task's result as JSON; undefined if it returned nothing that JSON can say. */
+  /** The task's result as JSON; undefined if it returned nothing that JSON can express. */
   | { kind: 'returned'; result: string | undefined }
   | { kind: 'threw'; error: TaskError };
 
 export const toLine = (message: ToTask | FromTask) => `${JSON.stringify(message)}\n`;
 
-/** The message in a line, if it is one of ours: a task has the same channel and may send anything. */
+/** The message in a line, if it is one of ours: a task has access to the channel and may send anything. */
 export function parseFromTask(line: string): FromTask | undefined {
   const { kind, progress, result, error } = parse(line);
   switch (kind) {
@@ -55,7 +55,7 @@ export function parseFromTask(line: string): FromTask | undefined {
       return typeof result === 'string' && Buffer.byteLength(result) <= MAX_RESULT ? { kind, result } : undefined;
     case 'threw':
       if (!isTaskError(error)) return undefined;
-      // And nothing else that it may have: it is logged.
+      // Nothing else that the error may contain, because this is logged.
       return { kind, error: { code: error.code, message: storable(error.message), retryable: error.retryable } };
     default:
       return undefined;
@@ -87,10 +87,12 @@ export function isErrorCode(code: unknown): code is string {
   return typeof code === 'string' && ERROR_CODE.test(code);
 }
 
-/** As much of an error's message as a job's caller gets. */
+/** The part of an error's message that a job's caller gets. */
 export function shorten(message: string): string {
   return truncate(message, MAX_ERROR_MESSAGE);
 }
 
-/** Set in the environment of a task and so of all that it starts: names the run, wherever they hide. */
+/**
+ * Environment variable that names the run, in its task and so in everything that the task starts, wherever it hides.
+ */
 export const RUN_ID_VARIABLE = 'SCENARIO_RUN_ID';

@@ -6,12 +6,12 @@ export type OnOutput = (line: string, stream: 'stdout' | 'stderr') => void;
 
 /** What is known of all that a task has printed. */
 export type TaskOutput = {
-  /** Whether V8 has printed that it is out of memory; or the task itself has, to whom nothing forbids it. */
+  /** Whether V8 has printed that it is out of memory; or the task itself has, which nothing prevents. */
   saysOutOfMemory: boolean;
 };
 
 const MAX_LINE = 4096;
-/** What one run may print into the log. */
+/** How much one run may print into the log. */
 const MAX_OUTPUT = 64 * 1024;
 const OUT_OF_MEMORY = /JavaScript heap out of memory|Allocation failed/;
 
@@ -31,7 +31,7 @@ export function watchOutput(child: ChildProcess, onOutput: OnOutput): TaskOutput
       return false;
     });
   }
-  // However much it has printed before.
+  // Looked for however much the task has printed before.
   const output = { saysOutOfMemory: false };
   let before = '';
   child.stderr?.on('data', (chunk: string) => {

@@ -18,7 +18,7 @@ import {
 } from './task-messages';
 import { type OnOutput, type TaskOutput, watchOutput } from './task-output';
 
-/** A task inherits these of the worker's environment and those that the settings name: no credentials. */
+/** What a task inherits of the worker's environment, besides the variables that the settings name: no credentials. */
 const INHERITED = [
   'PATH',
   'HOME',
@@ -31,27 +31,27 @@ const INHERITED = [
   'SCENARIO_TASK_STEP_MS',
 ];
 /**
- * A process that has not said by then that it runs never will: Node can hang at its start when the system has no
- * threads for it.
+ * A process that has not sent `ready` by then never will: Node can hang at its start if the system has no threads for
+ * it.
  */
 const READY_WITHIN_MS = 60_000;
-/** A task that has reported has nothing left to do but to end. */
+/** A task that has returned or thrown has nothing left to do but to end. */
 const EXIT_WITHIN_MS = 1000;
-/** How soon the system tells the end of a process that is dead. */
+/** How soon the system reports the end of a dead process. */
 const END_SEEN_WITHIN_MS = 1000;
-/** When the whole tree is dead all that it has said can be read at once. */
+/** Once the whole tree is dead, everything that it has sent can be read at once. */
 const READ_WITHIN_MS = 200;
 /**
- * So many characters of what is no message are read of one run, a line for at least so many: reading it keeps others
- * waiting.
+ * How many characters of one run are read that are not a message; each such line counts for at least `STRANGE_LINE`,
+ * because reading it keeps others waiting.
  */
 const MAX_STRANGE = 4 * MAX_MESSAGE;
 const STRANGE_LINE = MAX_STRANGE / 100;
-/** Messages beyond so many, and twice as many more as a task sends in that time, are strange as well. */
+/** Messages beyond this many, plus twice as many as a task sends in that time, count as strange as well. */
 const MANY_MESSAGES = 100;
-/** Whether we sent the signal or the watchdog did. */
+/** How a process was stopped, by the signal that ended it, whether we sent it or the watchdog did. */
 const ENDED_BY: Record<string, StopKind> = { SIGTERM: 'terminated', SIGKILL: 'killed' };
-/** How V8 ends a process that is out of memory; one that only prints such words ends otherwise. */
+/** How V8 ends a process that is out of memory; a process that only prints such words ends otherwise. */
 const ABORTED = new Set<string | number | null>(['SIGABRT', 'SIGTRAP', 134, 133]);
 
 type TaskOptions = {
@@ -62,30 +62,30 @@ type TaskOptions = {
   stop: { ackMs: number; graceMs: number; killMs: number };
   onProgress: (progress: unknown) => void;
   onOutput: OnOutput;
-  /** Processes of the tree that live on although they were killed. */
+  /** Called with the processes of the tree that live on although they were killed. */
   onSurvivors: (pids: number[]) => void;
 };
 
-/** How a run's process ended, if nobody stopped it before it could. */
+/** How a run's process ended, if nobody stopped it first. */
 export type TaskEnd =
   | { kind: 'returned'; result: string | undefined }
   | { kind: 'threw'; error: TaskError }
-  /** The system had no process for it, or not what Node needs to start. */
+  /** The system had no process for it, or lacked what Node needs to start. */
   | { kind: 'not started' }
-  /** It ended without a word. */
+  /** It ended without reporting an end. */
   | { kind: 'exited'; code: number | null; signal: NodeJS.Signals | null; outOfMemory: boolean };
 
 type Exit = { code: number | null; signal: NodeJS.Signals | null };
-/** Its first process, too, can be one that cannot be killed. */
+/** Even the first process of the tree can be one that cannot be killed. */
 type Unkillable = { survivors: number[] };
 
 /**
- * One run of a task: a process of its own that leads a process group of its own, and waits to be told what to do.
- * When `ended` resolves, no process of the tree lives any more, unless it cannot be killed: for that there is `gone`.
+ * One run of a task: a process of its own that leads a process group of its own, and waits to be told what to do. When
+ * `ended` resolves, no process of the tree lives any more, unless it cannot be killed: for that there is `gone`.
  */
 export class TaskProcess {
   readonly tree: ProcessTree;
-  /** Resolves when it waits to be told what to do. */
+  /** Resolves once the process waits to be told what to do. */
   readonly ready: Promise<void>;
   /** How the task ended, and how its process did: by itself, or by which signal. */
   readonly ended: Promise<{ end: TaskEnd; how: StopKind }>;
@@ -108,13 +108,13 @@ export class TaskProcess {
   constructor(private readonly options: TaskOptions) {
     const { runId, inherit } = options;
     const flags = ['--enable-source-maps', `--max-old-space-size=${options.memoryMb}`];
-    // Not Node's own channel between processes: what a task writes there can end the worker.
+    // Not Node's own IPC channel: what a task writes there can end the worker.
     this.child = spawn(process.execPath, [...flags, join(__dirname, '../../../main.task.js')], {
       detached: true,
       stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
       env: environment(runId, inherit),
     });
-    // A process that could not be started: `ended` tells the rest. Without file descriptors it has no stdio either.
+    // If the process could not be started, `ended` tells the rest. Without file descriptors it has no stdio either.
     this.child.on('error', (error) => options.onOutput(String(error), 'stderr'));
     const stdio = this.child.stdio as ChildProcess['stdio'] | undefined;
     this.channel = (stdio?.[3] as Duplex | null | undefined) ?? null;
@@ -126,15 +126,15 @@ export class TaskProcess {
     this.after(READY_WITHIN_MS, () => this.kill());
   }
 
-  /** Has it load the task module at this path, and call it. Does nothing when it has been told to stop. */
+  /** Has the process load the task module at this path and call it. Does nothing once it has been told to stop. */
   start(module: string, input: Record<string, unknown>): void {
     if (!this.stopping) this.send({ kind: 'start', module, input });
   }
 
   /**
-   * Ends the task, on whatever it is. Asks it first. If it acknowledges, it has the grace to clean up; if it
-   * does not, it computes without yielding and no grace would help. Then SIGTERM, then SIGKILL, each to the
-   * whole group. Calling it twice is calling it once.
+   * Ends the task, whatever it is doing. First asks it to stop. If it acknowledges, it has the grace to clean up; if it
+   * does not, it computes without yielding, and no grace would help. Then SIGTERM, then SIGKILL, each to the whole
+   * group. Further calls do nothing.
    */
   stop(reason: StopReason): void {
     if (this.stopping) return;
@@ -143,11 +143,11 @@ export class TaskProcess {
     this.after(this.options.stop.ackMs, () => this.terminate());
   }
 
-  /** Resolves when nothing of the tree lives: perhaps long after `ended`, or never. */
+  /** Resolves once nothing of the tree lives: perhaps long after `ended`, or never. */
   async gone(): Promise<void> {
     await this.ended;
     while (this.survivors.length > 0) {
-      // The number of a group of which nothing lives may be somebody else's by now.
+      // The number of a group in which nothing lives may be another group's by now.
       const groupId = (await isInGroup(this.survivors, this.tree.groupId)) ? this.tree.groupId : 0;
       this.survivors = await killTrees([{ ...this.tree, groupId }]);
     }
@@ -159,8 +159,8 @@ export class TaskProcess {
   }
 
   /**
-   * Instead of what was to be done before. When the time is over, what the process has said meanwhile is read first:
-   * a worker that was kept from running would find every timer run out before it finds a word in a channel.
+   * Sets the timer, in place of what it was set for before. When the time is over, what the process has sent meanwhile
+   * is read first: a worker that was kept from running would find every timer expired before it reads the channel.
    */
   private after(milliseconds: number, act: () => void): void {
     clearTimeout(this.timer);
@@ -168,7 +168,7 @@ export class TaskProcess {
     this.timer = timer;
   }
 
-  /** Nothing is done any more when a time is over, nor what was to be done in this very turn. */
+  /** Cancels the timer, even if it has just expired and would act in this very turn. */
   private expectNothing(): void {
     clearTimeout(this.timer);
     this.timer = undefined;
@@ -181,15 +181,17 @@ export class TaskProcess {
 
   private kill(): void {
     if (!this.signal('SIGKILL', 'killed')) return;
-    // What has left the group too, not only when the task is gone: something that traces it can keep it from that.
+    // This also kills what has left the group, and does not wait for the task's end, which a tracer can prevent.
     killTrees([this.tree]).then(
-      // The end of one that is dead is not waited for without a limit, either: a debugger can keep it to itself.
+      // Nor is the end of a dead process waited for without limit: a debugger can keep it to itself.
       (survivors) => void setTimeout(() => this.giveUp({ survivors }), survivors.length > 0 ? 0 : END_SEEN_WITHIN_MS),
       () => undefined,
     );
   }
 
-  /** Not once the process has been reaped, which it says: its group's id may be somebody else's by now. */
+  /**
+   * Signals the group. Returns false once the process has been reaped: its group's id may be another group's by now.
+   */
   private signal(signal: NodeJS.Signals, how: StopKind): boolean {
     if (this.child.exitCode !== null || this.child.signalCode !== null) return false;
     this.how = how;
@@ -197,7 +199,7 @@ export class TaskProcess {
     return true;
   }
 
-  /** False when nothing more is heard. */
+  /** Handles a line from the process. Returns false if no more are wanted. */
   private onMessage(line: string): void | false {
     if (this.end) return false;
     const message = this.isTooMuch() ? undefined : parseFromTask(line);
@@ -228,7 +230,7 @@ export class TaskProcess {
     }
   }
 
-  /** Whether it has sent more messages than a task has to: reading them keeps others waiting, too. */
+  /** Whether the process has sent more messages than a task needs to: reading them also keeps others waiting. */
   private isTooMuch(): boolean {
     const due = (2 * (performance.now() - this.began)) / PROGRESS_EVERY_MS;
     return ++this.heard > MANY_MESSAGES + due;
@@ -245,7 +247,8 @@ export class TaskProcess {
     this.survivors = 'survivors' in exit ? exit.survivors : await killTrees([this.tree]);
     if (this.survivors.length > 0) this.options.onSurvivors(this.survivors);
     await this.untilAllIsRead();
-    // Asked to stop, it kills itself after its last word: no SIGKILL of ours, and so `graceful`.
+    // A process that is asked to stop kills itself after its last message. That SIGKILL is not ours, so it is
+    // `graceful`.
     if (this.end) return { end: this.end, how: this.how };
     const { code, signal } = 'survivors' in exit ? { code: null, signal: null } : exit;
     const how = ENDED_BY[signal ?? ''] ?? this.how;
@@ -254,18 +257,18 @@ export class TaskProcess {
     return { end: { kind: 'exited', code, signal, outOfMemory }, how };
   }
 
-  /** Nothing that writes is left, unless it hides well: for that nobody waits. */
+  /** Waits until all output is read. Nothing that writes is left, unless it hides well: nobody waits for that. */
   private async untilAllIsRead(): Promise<void> {
     const streams = [this.channel, this.child.stdout, this.child.stderr].filter((stream) => stream !== null);
     const open = streams.filter((stream) => !stream.closed);
     const closed = Promise.all(open.map((stream) => once(stream, 'close')));
-    // A worker that was frozen finds its time over, and what the process had said still to be read, in the next turn.
+    // A worker that was frozen finds its time over before it has read what the process sent: the next turn reads that.
     await within(READ_WITHIN_MS, 'reading', closed).catch(() => new Promise((resolve) => setImmediate(resolve)));
     for (const stream of streams) stream.destroy();
   }
 
   private send(message: ToTask): void {
-    // To one that has just ended it goes nowhere, which its end tells.
+    // A message to a process that has just ended goes nowhere; its end tells the rest.
     if (this.channel?.writable) this.channel.write(toLine(message));
   }
 }

@@ -9,7 +9,7 @@ export type ToWatchdog =
 
 /** What the watchdog tells its worker. */
 export type FromWatchdog =
-  /** It lives, too: the answer to each heartbeat. */
+  /** The watchdog lives, too: the answer to each heartbeat. */
   | { kind: 'heartbeat' }
   /** It took its worker for dead and killed this run's processes. */
   | { kind: 'killed'; runId: string };

@@ -6,12 +6,12 @@ import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { type ProcessTree } from './process-tree';
 import { type FromWatchdog, HEARTBEAT_MS, type ToWatchdog } from './watchdog-messages';
 
-/** A watchdog is taken for frozen after `WATCHDOG_MS`, but not before this: a busy machine starts it slowly. */
+/** A watchdog is taken for frozen after `WATCHDOG_MS`, but never sooner than this: a busy machine starts it slowly. */
 const LEAST_PATIENCE_MS = 10_000;
 
 /**
- * A second process beside the worker that ends its tasks when it cannot: when it dies, at once; when it is
- * frozen, after `WATCHDOG_MS`. A task that computes without yielding would not notice either.
+ * A second process beside the worker that ends the worker's tasks when the worker cannot: at once when the worker dies,
+ * and after `WATCHDOG_MS` when it is frozen. A task that computes without yielding would notice neither.
  */
 @Injectable()
 export class Watchdog {
@@ -19,7 +19,7 @@ export class Watchdog {
   private heartbeat: NodeJS.Timeout | undefined;
   private relaunch: NodeJS.Timeout | undefined;
   private launchedAt = 0;
-  /** Heartbeats of ours since the watchdog's last one. Not the time: a machine that slept has frozen us both. */
+  /** Heartbeats sent since the watchdog's last one. Not a time: a machine that slept froze both processes alike. */
   private unanswered = 0;
   private readonly trees = new Map<string, ProcessTree>();
   private readonly killed = new Set<string>();
@@ -35,7 +35,7 @@ export class Watchdog {
   }
 
   private beat(): void {
-    // One that is frozen would end no task. It is ended itself, and another takes over.
+    // A frozen watchdog would end no task, so it is killed, and another takes over.
     const patience = Math.max(this.settings.WATCHDOG_MS, LEAST_PATIENCE_MS) / HEARTBEAT_MS;
     if (this.unanswered++ < patience) this.send({ kind: 'heartbeat' });
     else this.child?.kill('SIGKILL');
@@ -59,7 +59,7 @@ export class Watchdog {
     this.send({ kind: 'forget', tree });
   }
 
-  /** Whether the watchdog ended this run, having taken this worker for dead. Asks once: then it is forgotten. */
+  /** Whether the watchdog ended this run, having taken this worker for dead. True only once: then it is forgotten. */
   hasKilled(runId: string): boolean {
     return this.killed.delete(runId);
   }
@@ -76,15 +76,16 @@ export class Watchdog {
   private launchAgain(why: object): void {
     this.logger.error(why, 'watchdog ended, starting another');
     this.child = undefined;
-    // At once, for until then nobody watches; but one that ends as soon as it has begun is not begun without end.
+    // At once, because until then nobody watches; but one that ends as soon as it begins must not be restarted in a
+    // tight loop.
     this.relaunch = setTimeout(() => this.launch(), Math.max(0, this.launchedAt + HEARTBEAT_MS - performance.now()));
   }
 
   private fork(): ChildProcess {
-    // What it has to watch it knows from birth: this worker may be dead before it can tell.
+    // It gets what it has to watch as an argument: this worker may be dead before it can send a message.
     const args = [String(this.settings.WATCHDOG_MS), JSON.stringify([...this.trees.values()])];
     return fork(join(__dirname, '../../../main.watchdog.js'), args, {
-      // A group of its own: what ends the worker, Ctrl-C say, must not end the watchdog first.
+      // A group of its own: what ends the worker, such as Ctrl-C, must not end the watchdog first.
       detached: true,
       stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
       env: {},
@@ -96,7 +97,7 @@ export class Watchdog {
     this.child = child;
     this.unanswered = 0;
     child.on('error', (error) => {
-      // The system had no process for it: then it does not exit either.
+      // The system had no process for it, so there will be no `exit` event.
       if (child.pid === undefined && this.child === child) this.launchAgain({ err: error });
     });
     child.on('message', (message: FromWatchdog) => {

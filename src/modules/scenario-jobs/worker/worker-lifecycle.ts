@@ -12,12 +12,12 @@ import { Watchdog } from './watchdog';
 import { HEARTBEAT_MS } from './watchdog-messages';
 import { WORKER_ID } from './worker-id';
 
-/** How long a worker waits for Postgres to take down how its stopped runs have ended. */
+/** How long a worker waits for Postgres to record how its stopped runs have ended. */
 const RECORD_MS = 2000;
-/** How long it waits for Postgres and Redis to see it off: nothing depends on that. */
+/** How long a worker that ends takes leave of Postgres and Redis at most: nothing depends on that. */
 const FAREWELL_MS = 5000;
 
-/** Starts the parts of a worker in order, and stops them in the opposite one. */
+/** Starts the parts of a worker in order, and stops them in reverse. */
 @Injectable()
 export class WorkerLifecycle implements BeforeApplicationShutdown {
   private ending = false;
@@ -34,7 +34,7 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
     @Inject(LOGGER) private readonly logger: Logger,
   ) {}
 
-  /** Not before all else has been started: a worker that fails to start must not have begun a run. */
+  /** Called after everything else has started: a worker that fails to start must not have begun a run. */
   start(): void {
     if (this.ending) return; // Told to end while it was starting.
     this.warnOfOverlap();
@@ -60,11 +60,11 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
     this.ending = true;
     await this.drain();
     await this.atMost(FAREWELL_MS, 'farewell', this.sayFarewell());
-    // What it still watches it kills now.
+    // The watchdog now kills whatever it still watches.
     this.watchdog.stop();
   }
 
-  /** Lets the runs end by themselves for a while, then stops what is left; those jobs are queued again. */
+  /** Lets the runs end by themselves for a while, then stops those that are left, whose jobs are queued again. */
   private async drain(): Promise<void> {
     await this.consumer.pause();
     if (this.runs.size > 0)
