@@ -2,15 +2,15 @@
 #   dist/main.api.js      (the default, with flags of its own)
 #   dist/main.worker.js
 #   dist/cli/migrate.js
-# A worker starts processes of its own: run it with an init process (`docker run --init`, `init: true` in compose),
-# so that whatever they leave behind is buried.
+# A worker starts processes of its own: run it with an init process (`docker run --init`, `init: true` in compose), so
+# that whatever they leave behind is reaped.
 
 FROM node:24-slim AS build
 WORKDIR /app
 COPY package.json package-lock.json .npmrc ./
 RUN npm ci
 COPY . .
-# For everybody to read, whatever the umask of whoever made the clone.
+# Readable by every user, whatever the umask of whoever made the clone.
 RUN npm run build && chmod -R a+rX package.json prisma
 
 FROM node:24-slim AS packages
@@ -27,6 +27,6 @@ COPY --from=build /app/package.json ./
 COPY --from=build /app/prisma prisma
 USER node
 EXPOSE 3000 3001
-# The flags of package.json; those in the second line are for an api alone. What they are for: docs/operations.md.
+# The flags are those of package.json; those in CMD are for an api alone. docs/operations.md says what they are for.
 ENTRYPOINT ["node", "--enable-source-maps", "--no-memory-reducer"]
 CMD ["--min-semi-space-size=64", "--max-semi-space-size=64", "--no-allocation-site-pretenuring", "dist/main.api.js"]
