@@ -64,7 +64,7 @@ async function main(args) {
     say(`Took ${Math.round(seconds)} s. Written to ${path}`);
     failed = false;
   } catch (error) {
-    // Stopped by a signal: what was under way has failed, and everything is being ended already.
+    // A signal has stopped the run: what was under way has failed, and everything is already being ended.
     if (stage.ending.isEnding()) return 'by a signal';
     throw new Error(`${error.stack}\nThe logs are in ${stage.place}`, { cause: error });
   } finally {
@@ -84,7 +84,7 @@ async function measure(stage, names, options) {
 }
 
 main(process.argv.slice(2)).then(
-  // After a signal the process ends when everything has been stopped, and by that signal.
+  // After a signal the process ends by that signal, once everything has been stopped.
   (stopped) => stopped ?? process.exit(),
   (error) => {
     process.stderr.write(`\n${error.message}\n`);

@@ -1,7 +1,7 @@
-// Fills what `growth` makes large: a table with millions of rows, keys by the thousand, a queue with a million entries.
+// Fills what `growth` makes large: a table of millions of rows, thousands of keys, a queue of a million entries.
 import { addEntries, insertRows, newIds } from './site.mjs';
 
-/** What is made anew after the rows are in, beside the primary key: that is many times faster. */
+/** Indexes, besides the primary key, that are rebuilt after the rows are in, which is many times faster. */
 const INDEXES = [
   'scenario_jobs_workspace_id_request_id_key',
   'scenario_jobs_unfinished',
@@ -9,8 +9,8 @@ const INDEXES = [
 ];
 
 /**
- * Rows of jobs that have ended. The triggers are off while they are inserted, for they let only queued jobs in, and the
- * indexes are made anew afterwards. Every check of the table holds for every row.
+ * Inserts rows of jobs that have ended. The triggers are off meanwhile, because they allow only queued jobs to be
+ * inserted, and the indexes are rebuilt afterwards. Every check of the table holds for every row.
  */
 export async function fillTable(pool, workspaceId, rows) {
   const client = await pool.connect();
@@ -53,7 +53,7 @@ async function insert(client, workspaceId, rows) {
   );
 }
 
-/** Further keys, each of a workspace of its own. */
+/** Adds keys, each of a workspace of its own. */
 export async function fillKeys(pool, count) {
   await pool.query(
     `INSERT INTO workspaces (id, slug) SELECT 'filler' || i, 'filler-' || i FROM generate_series(1, $1::int) AS i`,
@@ -67,8 +67,8 @@ export async function fillKeys(pool, count) {
 }
 
 /**
- * Queued jobs of which the statistics of the table know nothing, as after a burst of requests: Postgres has looked at
- * the table before, and will not look again.
+ * Adds queued jobs of which the table's statistics know nothing, as after a burst of requests: Postgres has analysed
+ * the table before, and will not do so again.
  */
 export async function fillUnseen(site, count) {
   await site.pool.query('VACUUM ANALYZE');
@@ -76,7 +76,7 @@ export async function fillUnseen(site, count) {
   await insertRows(site, newIds(count));
 }
 
-/** Entries of jobs that nobody cancels. */
+/** Adds entries of jobs that nobody cancels. */
 export async function fillQueue(queue, count) {
   const chunk = 50_000;
   for (let start = 0; start < count; start += chunk) {
@@ -86,7 +86,7 @@ export async function fillQueue(queue, count) {
   }
 }
 
-/** Waits until Redis has rewritten its append-only file, if it is at it, and Postgres has written a checkpoint. */
+/** Waits until Redis has finished rewriting its append-only file, and Postgres has written a checkpoint. */
 export async function settle({ pool, redis }) {
   await pool.query('CHECKPOINT');
   while (/aof_rewrite_in_progress:1|aof_rewrite_scheduled:1/.test(await redis.info('persistence'))) {

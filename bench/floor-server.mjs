@@ -1,6 +1,6 @@
-// The floor: the same effects as the service's, by hand and without a framework. One process, node:http, pg with
-// prepared statements, and BullMQ's own script on a plain ioredis connection. It validates nothing, logs nothing,
-// counts nothing and has no answer for anything that goes wrong: nothing that does the same can do less.
+// The floor: the same effects as the service's, written by hand without a framework. One process, node:http, pg with
+// prepared statements, and BullMQ's own script on a plain ioredis connection. It validates, logs and counts nothing,
+// and handles no errors: nothing with the same effects can do less.
 import { hash } from 'node:crypto';
 import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
@@ -14,7 +14,7 @@ const { newId } = require('../dist/infrastructure/ids.js');
 const { DATABASE_URL, REDIS_URL, QUEUE_PREFIX, PORT } = process.env;
 
 const pool = new pg.Pool({ connectionString: DATABASE_URL, max: 10 });
-// A connection that is lost while nobody uses it is no reason to end.
+// Losing an idle connection is no reason to end.
 pool.on('error', () => undefined);
 const redis = new Redis(REDIS_URL);
 redis.defineCommand('removeJob', { numberOfKeys: removeJob.keys, lua: removeJob.content });
@@ -29,8 +29,8 @@ const COLUMNS = 'id, status::text AS status, created_at, started_at, completed_a
 const OWNER = `SELECT k.id AS key_id, w.id AS workspace_id, w.slug, w.active
   FROM api_keys k JOIN workspaces w ON w.id = k.workspace_id
   WHERE k.hash = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())`;
-// Only the primary key serves these conditions, as in the service: where another index does, Postgres takes it now and then,
-// with statistics of before, and needs three times as long. That would be no floor.
+// As in the service, only the primary key serves these conditions. If another index did, Postgres would now and then
+// choose it because of outdated statistics, and take three times as long. That would be no floor.
 const CANCEL = `UPDATE scenario_jobs
   SET status = 'cancelled', completed_at = GREATEST(now(), started_at), cancelled_by = $3, cancel_idempotency_key = NULL
   WHERE id = $1 AND (workspace_id = $2) IS TRUE AND status NOT IN ('completed', 'failed', 'cancelled')

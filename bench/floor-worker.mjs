@@ -1,6 +1,6 @@
-// The floor of a worker that stops tasks, by hand: it hears the message, asks Postgres whether the run is cancelled, and
-// tells the bare child that runs it. It records nothing, looks at nothing twice, and has no answer for a message that is
-// lost or a task that does not listen.
+// The floor of a worker that stops tasks, written by hand: it hears the message, asks Postgres whether the run is
+// cancelled, and tells the bare child that runs it. It records nothing, checks nothing twice, and cannot cope with a
+// lost message or a task that does not listen.
 import { Redis } from 'ioredis';
 import pg from 'pg';
 import { serve } from './helper.mjs';
@@ -19,7 +19,7 @@ redis.on('message', async (_, text) => {
   if (rowCount === 1) children.get(jobId).send({});
 });
 
-/** Starts the task of a job, and answers with its process id when its code runs. */
+/** Starts the task of a job, and answers with its process id once its code runs. */
 async function start({ jobId, prompt }) {
   const { child, printed } = startBareChild(prompt);
   children.set(jobId, child);

@@ -1,7 +1,7 @@
 // Processes that the benchmark starts beside itself and asks over IPC: the load generator, the peers, the floor of
-// `stop`. Each answers one question at a time by name.
+// `stop`. A helper answers one question at a time, by its name.
 
-/** In the helper: answers each question with what the handler of its name returns. */
+/** In the helper: answers each question with what the handler of that name returns. */
 export function serve(handlers) {
   process.on('message', async ({ id, name, input }) => {
     try {

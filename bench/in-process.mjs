@@ -1,5 +1,5 @@
-// Cancelling with BullMQ's own means: a worker whose processor runs in its process and heeds the signal of
-// `worker.cancelJob`. The word to cancel comes over Redis's publish/subscribe or over BullMQ's Relay.
+// Cancelling with BullMQ's own means: a worker whose processor runs in the worker's process and heeds the signal of
+// `worker.cancelJob`. The message to cancel comes over Redis's publish/subscribe or over BullMQ's Relay.
 import { randomUUID } from 'node:crypto';
 import { Queue, Relay, Worker } from 'bullmq';
 import { Redis } from 'ioredis';
@@ -22,7 +22,7 @@ async function runJob({ id, data }, token, signal) {
   } else {
     await new Promise((resolve) => signal.addEventListener('abort', resolve));
   }
-  // As a string: a BigInt does not go through JSON.
+  // A string, because a BigInt cannot be sent as JSON.
   run.ended({ at: String(process.hrtime.bigint()), aborted: signal.aborted });
 }
 
@@ -35,7 +35,7 @@ async function listen() {
   await relay.subscribe('cancel', ({ data }) => worker.cancelJob(data));
 }
 
-/** Starts a job and answers when its code runs. */
+/** Starts a job and answers once its code runs. */
 async function start({ spinMs }) {
   const id = `job-${randomUUID()}`;
   const run = {};

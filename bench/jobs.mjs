@@ -1,4 +1,4 @@
-// Single jobs of a real service: created, looked at and cancelled one at a time, with their processes.
+// Single jobs of a real service: created, read and cancelled one at a time, with their processes.
 import { readFileSync } from 'node:fs';
 import { Agent, request } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -9,7 +9,7 @@ const agent = new Agent({ keepAlive: true });
 /** Milliseconds between two times of `process.hrtime.bigint`. */
 export const between = (from, to) => Number(to - from) / 1e6;
 
-/** The process of a job's task, once its code runs: the worker's log has both. */
+/** The process of a job's task, once its code runs; the worker's log tells both. */
 export async function taskOf({ log }, jobId) {
   for (let tries = 0; tries < 3000; tries++) {
     const lines = readFileSync(log, 'utf8')
@@ -22,7 +22,7 @@ export async function taskOf({ log }, jobId) {
   throw new Error(`the task of job ${jobId} did not begin`);
 }
 
-/** Waits until the worker has confirmed the stop, and throws unless it was one of this kind. */
+/** Waits until the worker has confirmed the stop, and throws unless it was of this kind. */
 export async function checkStopped({ pool }, jobId, how) {
   for (let tries = 0; tries < 500; tries++) {
     const { rows } = await pool.query('SELECT status, stopped_how FROM scenario_jobs WHERE id = $1', [jobId]);

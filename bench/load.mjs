@@ -1,5 +1,5 @@
 // The load generator, a process of its own. Plain HTTP/1.1 over keep-alive sockets, one request at a time on each, so
-// that it takes as little as possible of the machine that it shares with what it measures.
+// that it takes as little as possible of the machine it shares with what it measures.
 import { connect } from 'node:net';
 import { serve } from './helper.mjs';
 import { summarise } from './statistics.mjs';
@@ -13,7 +13,7 @@ class Connection {
     const socket = connect({ port, host: '127.0.0.1', noDelay: true });
     await new Promise((resolve, reject) => socket.once('connect', resolve).once('error', reject));
     connection.socket = socket;
-    // One character for each byte, so that lengths are those of Content-Length.
+    // One character for each byte, so that lengths match Content-Length.
     socket.setEncoding('latin1');
     socket.on('data', (text) => connection.#receive(text));
     socket.on('close', () => connection.#answered?.({ status: 0, body: 'the connection was closed' }));
@@ -42,7 +42,7 @@ class Connection {
 
 const kept = new Map();
 
-/** So many connections, which are kept for later, as a service's HTTP client keeps its own. */
+/** Returns `count` connections, which are kept for later, as a service's HTTP client keeps its own. */
 async function connectionsTo(port, count) {
   const open = (kept.get(port) ?? []).filter(({ socket }) => !socket.destroyed);
   const more = Array.from({ length: count - open.length }, () => Connection.open(port));
@@ -57,7 +57,7 @@ function textOf({ method, key, body, port }, path) {
 }
 
 /**
- * Sends one request for each path, and measures all but the first `lead`. Throws unless every answer is the expected one.
+ * Sends one request for each path, and measures all but the first `lead`. Throws unless every answer is as expected.
  */
 async function load({ port, concurrency, paths, lead = 0, expect, ...request }) {
   const texts = paths.map((path) => textOf({ ...request, port }, path));
@@ -88,7 +88,7 @@ async function load({ port, concurrency, paths, lead = 0, expect, ...request }) 
   return { ...summarise(milliseconds, elapsed), generatorCpu: (user + system) / 1000 / elapsed };
 }
 
-/** Sends one request and says when: times of `process.hrtime`. */
+/** Sends one request and says when it was sent and answered, in times of `process.hrtime`. */
 async function sendOne({ path, ...request }) {
   const [connection] = await connectionsTo(request.port, 1);
   const text = textOf(request, path);

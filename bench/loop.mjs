@@ -1,4 +1,4 @@
-// The same work many times in this process, so many at the same time, measured like the load generator measures.
+// Does the same work many times in this process, `concurrency` at a time, measured as the load generator measures.
 import { summarise } from './statistics.mjs';
 
 export async function runAll(ids, concurrency, work) {

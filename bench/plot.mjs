@@ -1,4 +1,4 @@
-// The plot of `growth`: how much longer a cancel takes when something has grown, by how often it has grown.
+// The plot of `growth`: how much longer a cancel takes when something has grown, by the factor of its growth.
 
 const WIDTH = 780;
 const HEIGHT = 400;
@@ -8,7 +8,7 @@ const TOP = 30;
 const BOTTOM = 50;
 const COLOURS = ['#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#8c564b'];
 
-/** Each curve of the result: its name and its points (`factor`: how much has grown, `ratio`: of the latency). */
+/** Plots each curve of the result: its name and its points (`factor`: of the growth, `ratio`: of the latency). */
 export function plotGrowth({ curves, goal }) {
   const points = curves.flatMap((curve) => curve.points);
   const most = Math.max(...points.map(({ factor }) => factor));

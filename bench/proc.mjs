@@ -1,4 +1,4 @@
-// What the system says of processes: memory and processor time. Linux only.
+// What the system says about processes: memory and processor time. Linux only.
 import { readdirSync, readFileSync } from 'node:fs';
 
 const TICKS_PER_SECOND = 100;
@@ -10,7 +10,7 @@ function statOf(pid) {
   return { parent: Number(fields[1]), ticks: fields.slice(11, 15).map(Number) };
 }
 
-/** The processes that a process has started and that live. */
+/** The living processes that a process has started. */
 export function childrenOf(pid) {
   return readdirSync('/proc')
     .filter((name) => /^\d+$/.test(name))
@@ -24,7 +24,7 @@ export function childrenOf(pid) {
     });
 }
 
-/** Seconds of processor time, user and system: of the process, and of its children, ended and living. */
+/** Seconds of processor time, user and system, of the process and, if asked for, of its children, ended and living. */
 export function cpuSeconds(pid, { withChildren = false } = {}) {
   const [user, system, endedUser, endedSystem] = statOf(pid).ticks;
   let ticks = user + system;
@@ -36,7 +36,8 @@ export function cpuSeconds(pid, { withChildren = false } = {}) {
 }
 
 /**
- * Megabytes that are resident, and the proportional share of them: what several processes have in common counts once.
+ * Resident megabytes, and the proportional share of them, in which memory shared by several processes counts once in
+ * all.
  */
 export function memoryOf(pid) {
   const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, 'latin1');

@@ -1,5 +1,5 @@
-// Loaded into the api by profile.mjs: SIGUSR2 begins a profile of the processor, a second one ends and writes it. (Node's
-// --cpu-prof would include the start, and writes nothing when a process ends by a signal, as the api does.)
+// Loaded into the api by profile.mjs: SIGUSR2 begins a profile of the processor, a second SIGUSR2 ends and writes it.
+// (Node's --cpu-prof would include the start, and writes nothing when a process ends by a signal, as the api does.)
 import { renameSync, writeFileSync } from 'node:fs';
 import { Session } from 'node:inspector';
 

@@ -12,7 +12,7 @@ const CANCELS = { 1: 3000, 64: 10_000 };
 const WARM = 2000;
 const MOST = 30;
 
-/** Whose code a file is; the first that fits. What is Node's own counts for whoever called it. */
+/** Whose code a file is; the first match counts. Time in Node's own code counts for whoever called it. */
 const OWNERS = [
   ['Prisma', /@prisma\/|src\/generated|wasm:|dist\/generated/],
   ['pg', /node_modules\/(pg|postgres)[-/]/],
@@ -59,7 +59,7 @@ async function profile(load, concurrency, count) {
   show(samplesOf(JSON.parse(readFileSync(file, 'utf8'))), count);
 }
 
-/** The time that each place in the code took itself, in microseconds, and whose code that is. */
+/** The time spent in each place of the code itself, in microseconds, and whose code that is. */
 function samplesOf({ nodes, samples, timeDeltas }) {
   const byId = new Map(nodes.map((node) => [node.id, node]));
   for (const node of nodes) for (const child of node.children ?? []) byId.get(child).parent = node;
@@ -97,7 +97,7 @@ function short(url) {
   return url.replace(/^.*node_modules\//, '').replace(/^.*\/(dist|src)\//, '$1/');
 }
 
-/** What Postgres says it was sent for three cancels, one after the other. */
+/** Shows the statements that Postgres logs for three cancels, one after the other. */
 async function showStatements(load) {
   const site = await openSite(stage, 'statements', { withApi: false });
   await site.pool.query(`ALTER DATABASE statements SET log_statement = 'all'`);
@@ -107,7 +107,7 @@ async function showStatements(load) {
   const log = join(stage.place, 'postgres.log');
   const before = readFileSync(log, 'utf8').length;
   await cancelAll(load, site, site.api, ids.slice(3), 1);
-  // A statement goes on in the next lines, which begin with a tab or a space.
+  // A statement continues on lines that begin with a tab or a space.
   const lines = readFileSync(log, 'utf8')
     .slice(before)
     .replaceAll(/\s*\n\s+/g, ' ')

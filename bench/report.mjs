@@ -1,4 +1,4 @@
-// Writes what was measured: RESULTS.md for people, results.json for programs, growth.svg.
+// Writes the measurements: RESULTS.md for people, results.json for programs, growth.svg.
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -73,7 +73,7 @@ function commit() {
   }
 }
 
-/** Returns the paths of what it wrote. */
+/** Writes the report; returns the paths of what it wrote. */
 export function writeReport(folder, { environment, mode, rounds, seconds, results, sections }) {
   mkdirSync(folder, { recursive: true });
   const goals = goalsIn(results);

@@ -1,10 +1,10 @@
-// A place where jobs are made and cancelled: a database with a workspace and a key, a queue, and an api.
+// A site where jobs are made and cancelled: a database with a workspace and a key, a queue, and an api.
 import { createRequire } from 'node:module';
 import { randomUUID } from 'node:crypto';
 
 const require = createRequire(import.meta.url);
 const JOBS = '/rest/v1/scenario-studio/jobs';
-/** Options of an entry as the service adds it; see src/modules/scenario-jobs/job-queue.ts. */
+/** Options of a queue entry as the service adds it; see src/modules/scenario-jobs/job-queue.ts. */
 const ENTRY = { removeOnComplete: true, removeOnFail: true, priority: 1 };
 const CHUNK = 5000;
 
@@ -45,7 +45,7 @@ export function newIds(count) {
   return Array.from({ length: count }, newId);
 }
 
-/** Queued jobs: rows, and entries of the queue. */
+/** Makes queued jobs: rows, and entries of the queue. */
 export async function makeQueued(site, count) {
   const ids = newIds(count);
   await insertRows(site, ids);
@@ -53,7 +53,7 @@ export async function makeQueued(site, count) {
   return ids;
 }
 
-/** Jobs that the workers of these ids are processing, in turn; nobody really is. */
+/** Makes jobs that the workers with these ids seem to process, in turn; nobody really runs them. */
 export async function makeProcessing(site, count, ...workerIds) {
   const ids = newIds(count);
   await insertRows(site, ids);
@@ -83,8 +83,8 @@ export async function addEntries(queue, ids, opts = ENTRY) {
 }
 
 /**
- * One measurement: cancels the jobs over HTTP, the first `lead` of them unmeasured. `server` is the api or the floor. Fails
- * unless each got its 200.
+ * One measurement: cancels the jobs over HTTP, the first `lead` of them unmeasured. `server` is the api or the floor.
+ * Throws unless each answer is the expected 200.
  */
 export function cancelAll(load, site, server, ids, concurrency, lead) {
   const expect = { status: 200, body: '"status":"cancelled"' };
@@ -108,12 +108,14 @@ export function getAll(load, site, server, ids, concurrency) {
 
 const pathsOf = (ids) => ids.map((id) => `${JOBS}/${id}`);
 
-/** Has the load generator send the requests with the site's key, and fails unless each answer is the expected one. */
+/** Has the load generator send the requests with the site's key. Throws unless each answer is as expected. */
 function send(load, site, server, requests) {
   return load.ask('load', { port: server.port, key: site.key, ...requests });
 }
 
-/** Throws unless every row is cancelled, and no entry of them is left in the queue, which no answer waits for. */
+/**
+ * Throws unless every row is cancelled and no entry of the jobs is left in the queue, for which answers do not wait.
+ */
 export async function checkCancelled(site, ids) {
   const { rows } = await site.pool.query(
     `SELECT count(*)::int AS count FROM scenario_jobs WHERE id = ANY ($1) AND status = 'cancelled'`,
@@ -128,7 +130,7 @@ export async function checkCancelled(site, ids) {
   if (left > 0) throw new Error(`${left} of ${ids.length} cancelled jobs are still in the queue`);
 }
 
-/** Counts until it is what is wanted, for about a second. Returns the last count. */
+/** Counts until the number is the wanted one, for about a second. Returns the last count. */
 async function soon(wanted, count) {
   let counted = await count();
   for (let tries = 0; counted !== wanted && tries < 100; tries++) {
@@ -138,15 +140,15 @@ async function soon(wanted, count) {
   return counted;
 }
 
-/** What Redis has run of scripts until now: how many, and for how long. */
+/** The scripts that Redis has run until now: how many, and for how long. */
 export async function scriptsOf({ redis }) {
   const [, calls = 0, usec = 0] = /cmdstat_evalsha:calls=(\d+),usec=(\d+)/.exec(await redis.info('commandstats')) ?? [];
   return { calls: Number(calls), ms: Number(usec) / 1000 };
 }
 
 /**
- * Hears the messages to a simulated worker, and counts them. While it is paused they wait on its connection: a worker is on
- * another machine, and does not take from the servers what they share here.
+ * Hears the messages to a simulated worker, and counts them. While it is paused, they wait on its connection: a real
+ * worker is on another machine, and takes nothing from what the servers share here.
  */
 export async function listen(site, workerId = `bench-${randomUUID()}`) {
   const subscriber = site.redis.duplicate();

@@ -1,4 +1,4 @@
-// What is measured and what it stands on: a Postgres and a Redis of our own, databases, apis, workers.
+// What is measured and what it runs on: a Postgres and a Redis of our own, databases, apis, workers.
 import { once } from 'node:events';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
@@ -10,10 +10,10 @@ import { endOnSignal, nodeFlagsOf } from '../scripts/service.mjs';
 import { startHelper } from './helper.mjs';
 
 const READY_WITHIN_MS = 60_000;
-/** More than scripts/servers.mjs gives: two hundred simulated workers have a connection each. */
+/** More than scripts/servers.mjs allows: two hundred simulated workers have a connection each. */
 const POSTGRES_FLAGS = ['-c', 'max_connections=500', '-c', 'fsync=on', '-c', 'synchronous_commit=on'];
 
-/** The database with the service's tables that the others are copies of. */
+/** The database with the service's tables of which the others are copies. */
 const MIGRATED = 'migrated';
 
 export class Stage {
@@ -37,13 +37,13 @@ export class Stage {
     return stage;
   }
 
-  /** Stops everything. The folder stays when something failed: the logs are in it. */
+  /** Stops everything. If something failed, the folder stays, because the logs are in it. */
   async close({ failed }) {
     await this.processes.stop({ patienceMs: 5000 });
     if (!failed) rmSync(this.place, { recursive: true, force: true, maxRetries: 5 });
   }
 
-  /** A new database: with the service's tables, or empty. */
+  /** Creates a database with the service's tables, or an empty one. */
   async createDatabase(name, { migrated = true } = {}) {
     if (!migrated) return this.#create(name, 'template1');
     await (this.#migrated ??= this.#migrate());
@@ -80,7 +80,7 @@ export class Stage {
     return this.#startServer(name, args, env, port);
   }
 
-  /** Starts the floor, the hand-written server, with the flags of Node that an api has. */
+  /** Starts the floor, the hand-written server, with the same flags of Node as an api. */
   async startFloor(name, environment) {
     const port = await freePort();
     const env = {

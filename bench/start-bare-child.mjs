@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { root } from '../scripts/prepare.mjs';
 
-/** `printed` resolves with what the task printed first. */
+/** Starts the child; `printed` resolves with the first thing that the task printed. */
 export function startBareChild(prompt) {
   const stdio = ['ignore', 'pipe', 'inherit', 'ipc'];
   const child = fork(join(root, 'bench/bare-child.mjs'), [], { detached: true, stdio });

@@ -1,4 +1,4 @@
-// Medians, spreads and ratios; and rounds in which what is compared takes turns.
+// Medians, spreads and ratios; and rounds in which the compared sides take turns.
 
 export function median(values) {
   const sorted = [...values].sort((a, b) => a - b);
@@ -6,12 +6,12 @@ export function median(values) {
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-/** The median of the rounds, and the least and the greatest of them. */
+/** The median, the least and the greatest of the rounds. */
 export function spread(values) {
   return { value: median(values), min: Math.min(...values), max: Math.max(...values) };
 }
 
-/** Throughput and latencies of one measurement: `milliseconds` has one for each request. */
+/** Throughput and latencies of one measurement: `milliseconds` has a latency for each request. */
 export function summarise(milliseconds, elapsed) {
   return { perSecond: (milliseconds.length / elapsed) * 1000, ...latenciesOf(Array.from(milliseconds)) };
 }
@@ -23,9 +23,9 @@ export function latenciesOf(milliseconds) {
 }
 
 /**
- * Measures every side in each round, every second round in the opposite order, so that whatever else the machine does
- * meets all of them alike. `sides` are functions; returns for each its measurements, one for each round. `before`
- * comes at the beginning of each round.
+ * Measures every side in each round, every second round in reverse order, so that whatever else the machine does
+ * affects all of them alike. `sides` are functions; returns the measurements of each side, one for each round. `before`
+ * runs at the beginning of each round.
  */
 export async function takeTurns(rounds, sides, say, before = () => undefined) {
   const measured = Object.fromEntries(Object.keys(sides).map((name) => [name, []]));
@@ -38,7 +38,10 @@ export async function takeTurns(rounds, sides, say, before = () => undefined) {
   return measured;
 }
 
-/** The figure of `ours` over that of `theirs`, round by round. Of p99, that over all rounds, and the median of the rounds'. */
+/**
+ * The figure of `ours` over that of `theirs`, round by round. For p99, the ratio over all rounds, with the median of
+ * the rounds.
+ */
 export function ratioOf(ours, theirs, figure) {
   const rounds = spread(ours.map((one, round) => one[figure] / theirs[round][figure]));
   if (figure !== 'p99') return rounds;
@@ -52,7 +55,7 @@ export function figureOf(measured, figure) {
 }
 
 /**
- * The p99 of the requests of all rounds together. In one round it is the sixth slowest of six hundred, say: that depends
- * on what else the machine did in that second.
+ * The p99 of the requests of all rounds together. In a single round it may be the sixth slowest of six hundred, which
+ * depends on what else the machine did in that second.
  */
 const p99Of = (measured) => latenciesOf(measured.flatMap(({ milliseconds }) => milliseconds)).p99;

@@ -4,7 +4,7 @@ export default async function task({ prompt }, { signal }) {
   console.log(`began ${process.hrtime.bigint()} ${performance.now()}`);
   if (prompt.startsWith('[spin]')) for (;;);
   if (prompt.startsWith('[return]')) return { name: 'Discovery call' };
-  // A timer, so that there is something to wait for.
+  // A timer keeps the process alive while it waits.
   const waiting = setInterval(() => undefined, 2 ** 30);
   await new Promise((resolve) => signal.addEventListener('abort', resolve));
   clearInterval(waiting);

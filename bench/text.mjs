@@ -23,7 +23,7 @@ export function table(columns, rows) {
   return `${lines.join('\n')}\n`;
 }
 
-/** Every ratio of a result that has a goal, wherever it stands. */
+/** Every ratio with a goal in a result, however deeply nested. */
 export function goalsIn(value) {
   if (typeof value !== 'object' || value === null) return [];
   if ('atLeast' in value || 'atMost' in value) return [value];

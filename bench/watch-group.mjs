@@ -1,9 +1,9 @@
-// Watches a process group from outside until nothing of it lives, on a thread of its own, four times a millisecond.
+// Watches a process group from outside until nothing in it lives, on a thread of its own, four times a millisecond.
 import { parentPort, Worker } from 'node:worker_threads';
 
 const EVERY_MS = 0.25;
 
-/** In a thread: answers each process group's id with the time at which it was gone. */
+/** In the thread: answers each process group's id with the time at which the group was gone. */
 if (parentPort) {
   const cell = new Int32Array(new SharedArrayBuffer(4));
   parentPort.on('message', ({ pid, patienceMs }) => {

@@ -1,5 +1,5 @@
 // Simulates workers: each has a connection to Redis, subscribed to its own channel, and a connection to Postgres on
-// which it asks every two seconds what the service's worker asks (`reportAlive` in worker.repository.ts). Says how
+// which it asks every two seconds what the service's worker asks (`reportAlive` in worker.repository.ts). Reports how
 // often they asked.
 import { setMaxListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -24,7 +24,7 @@ async function connect({ count, ...where }) {
   stopping = new AbortController();
   setMaxListeners(count, stopping.signal);
   workers = await Promise.all(Array.from({ length: count }, (_, index) => startWorker(index, where)));
-  // Spread over the interval, as those of many machines are.
+  // Spread over the interval, like the polls of many machines.
   for (const [index, worker] of workers.entries()) worker.polling = poll(worker, (POLL_MS * index) / count);
 }
 
@@ -34,7 +34,7 @@ async function startWorker(index, { databaseUrl, redisUrl, prefix }) {
   await redis.subscribe(`${prefix}:cancel:${id}`);
   const postgres = new pg.Client({ connectionString: databaseUrl });
   await postgres.connect();
-  // The first question of a connection takes many times as long as the others: it is not what is measured.
+  // The first query of a connection takes many times as long as the others, and is not what is measured.
   await postgres.query(REPORT_ALIVE, [id]);
   return { id, redis, postgres };
 }

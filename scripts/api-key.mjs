@@ -1,5 +1,5 @@
-// npm run -s api-key: the command line for API keys, on the database of a running `npm run up` of this folder
-// when DATABASE_URL names no other.
+// npm run -s api-key: the command line for API keys. If DATABASE_URL names no database, it uses that of an `npm run up`
+// that runs in this folder.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -16,7 +16,7 @@ function databaseOfUp() {
     process.kill(pid, 0);
     return databaseUrl;
   } catch {
-    return undefined; // It was killed and could not remove the file.
+    return undefined; // `npm run up` was killed and could not remove the file.
   }
 }
 
@@ -27,8 +27,8 @@ if (needsDatabase && !DATABASE_URL) {
   process.exit(1);
 }
 try {
-  // Only when there is nothing to run: a build would pull the programs away from a service that runs here. And
-  // only the key goes to standard output.
+  // Only if there is nothing to run: a build would replace the programs of a service that runs here. Progress goes to
+  // standard error, because only the key goes to standard output.
   if (!existsSync(PROGRAM)) await prepare((line) => process.stderr.write(`${line}\n`));
 } catch (error) {
   process.stderr.write(`${error.message}\n`);

@@ -16,7 +16,7 @@ ignores SIGTERM, and one whose message to the worker is lost; prints the times. 
 Exit codes: 0 everything as promised, 1 not, 2 wrong usage.
 `;
 const PATIENCE_MS = 30_000;
-/** How much later than promised a process may end on a machine that is busy. */
+/** How much later than promised a process may end on a busy machine. */
 const SLACK_MS = 2000;
 const say = (line = '') => console.log(line);
 const results = [];
@@ -33,7 +33,8 @@ async function main(args) {
   await prepare(say);
   const { default: pg } = await import('pg');
 
-  // Always servers of its own, for it freezes Redis, and the settings that its promises are of.
+  // Always uses servers of its own, because it freezes Redis, and the default settings, because its promises hold for
+  // those.
   const { SETTINGS } = await import('../dist/config/settings.js');
   for (const name of Object.keys(SETTINGS)) delete process.env[name];
   for (const left of ['postgres', 'redis', 'worker.log', 'api.log'])
@@ -65,7 +66,7 @@ async function main(args) {
       redisPid: processes.pidOf('redis'),
     });
   } catch (error) {
-    // Stopped half-way: what was under way has failed, and everything is being ended already.
+    // A signal has stopped the demo half-way: what was under way has failed, and everything is already being ended.
     if (isEnding()) return;
     await processes.stop();
     throw new Error(`${error.message}\nThe logs are in ${place}`, { cause: error });
@@ -143,14 +144,14 @@ async function play({ client, database, workerLog, redisPid }) {
   say('\n  Everything was as promised.');
 }
 
-/** Creates a job and waits until its task has begun. The worker's log says in which process. */
+/** Creates a job and waits until its task has begun. The worker's log names its process. */
 async function running({ client, workerLog }, prompt) {
   const { body } = await client.create(prompt);
   const pid = await until('its task has begun', () => runOf(workerLog, body.id)?.pid);
   return { id: body.id, pid };
 }
 
-/** What the worker's log says of a job's run: nothing before it began, no process before its task printed. */
+/** What the worker's log says of a job's run: undefined before it began, and no `pid` before its task printed. */
 function runOf(workerLog, id) {
   const lines = readFileSync(workerLog, 'utf8')
     .split('\n')
@@ -160,7 +161,7 @@ function runOf(workerLog, id) {
   return began && { pid: lines.some(({ msg }) => msg === 'task output') ? began.taskPid : undefined };
 }
 
-/** Cancels a running job, and watches its process group from outside until it is gone. */
+/** Cancels a running job, and watches its process group from outside until the group is gone. */
 async function cancelAndWatch({ client, database }, { id, pid }, kind, { how, within, idempotencyKey }) {
   const began = performance.now();
   const gone = untilGone(pid).then(() => performance.now() - began);

@@ -1,9 +1,9 @@
-// Runs Jest, in a group of its own: what ends the script ends Jest and all that its tests have started.
+// Runs Jest in a group of its own: a signal that ends the script ends Jest and everything that its tests have started.
 import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { root } from './prepare.mjs';
 
-/** Resolves with the exit code and, if it is to be quiet, with what Jest printed. */
+/** Resolves with the exit code and, if `quiet`, with what Jest printed. */
 export function runJest(args, { environment = {}, quiet = false } = {}) {
   const output = quiet ? 'pipe' : 'inherit';
   const jest = spawn(process.execPath, [join(root, 'node_modules/jest/bin/jest.js'), ...args], {
@@ -16,9 +16,9 @@ export function runJest(args, { environment = {}, quiet = false } = {}) {
   for (const stream of [jest.stdout, jest.stderr]) stream?.on('data', (text) => (printed += text));
   let status;
   const end = (code) => () => {
-    // The second time without asking; what is left of the servers then is ended by the next run.
+    // The second signal kills without asking; the next run ends whatever is then left of the servers.
     process.kill(-jest.pid, status === undefined ? 'SIGTERM' : 'SIGKILL');
-    // What a test has frozen hears it then.
+    // Processes that a test has frozen receive the signal only now.
     process.kill(-jest.pid, 'SIGCONT');
     status = code;
   };

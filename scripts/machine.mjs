@@ -1,4 +1,4 @@
-// npm run machine: many rounds of the property-based machine, or the faults that it must find.
+// npm run machine: runs many rounds of the property-based machine, or checks that it finds known faults.
 import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';

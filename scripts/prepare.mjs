@@ -1,19 +1,19 @@
-// Makes a fresh clone ready to run: installs and builds what is not there yet. Needs nothing but Node itself.
+// Makes a fresh clone ready to run: installs and builds what is missing. Needs nothing but Node itself.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, readdirSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
-/** An older one must get as far as being told: the scripts import nothing that it lacks, like `hash` of node:crypto. */
+/** An older Node must get far enough to be told: no script imports what it lacks, such as `hash` of node:crypto. */
 const LEAST_NODE = [20, 19];
 
-/** npm writes it when it is done. */
+/** npm writes this file when it has finished. */
 const INSTALLED = join(root, 'node_modules', '.package-lock.json');
-/** Written when it is done, so that what was interrupted is done again. */
+/** Written when the build has finished, so that an interrupted one is repeated. */
 const BUILT = join(root, 'dist', '.built');
 
-/** @param {(line: string) => void} say hears what is going on */
+/** @param {(line: string) => void} say is told what is going on */
 export async function prepare(say) {
   const [major, minor] = process.versions.node.split('.').map(Number);
   if (major < LEAST_NODE[0] || (major === LEAST_NODE[0] && minor < LEAST_NODE[1])) {
@@ -27,7 +27,7 @@ export async function prepare(say) {
     const began = new Date();
     run(say, 'Building', ['run', 'build']);
     writeFileSync(BUILT, '');
-    // What is changed while it builds may be missing in it.
+    // A change made during the build may be missing from it.
     utimesSync(BUILT, began, began);
   }
 }
@@ -38,7 +38,7 @@ function run(say, what, args) {
   const { status, error, stdout, stderr } = spawnSync('npm', args, {
     cwd: root,
     encoding: 'utf8',
-    // To standard error: what a script prints is its own.
+    // To standard error: standard output belongs to the script.
     stdio: process.env.CI || process.env.npm_config_loglevel === 'verbose' ? ['ignore', 2, 2] : 'pipe',
     maxBuffer: 64 * 1024 * 1024,
   });
@@ -46,7 +46,7 @@ function run(say, what, args) {
   say(`  done in ${Math.round((Date.now() - began) / 1000)} s`);
 }
 
-/** Whether every package of the lockfile is there, but for those that are for other platforms. */
+/** Whether every package of the lockfile is installed, except optional ones, which may be for other platforms. */
 function isInstalled() {
   if (!existsSync(INSTALLED)) return false;
   const packagesOf = (file) => JSON.parse(readFileSync(file, 'utf8')).packages;

@@ -1,5 +1,5 @@
-// The processes that a script starts: each in a group of its own, so that Ctrl-C reaches the script alone,
-// and each written down, so that the next start can end what a killed script left behind.
+// The processes that a script starts: each in a group of its own, so that Ctrl-C reaches the script alone, and each
+// recorded in a file, so that the next start can end what a killed script left behind.
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
@@ -7,8 +7,8 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 /**
- * When a process started, which tells it from a later one with the same number. Nothing when it does not run; one
- * that is dead and that nobody has buried does not. (A command line would not do: Redis changes its own.)
+ * When a process started, which distinguishes it from a later one with the same number; undefined if it does not run or
+ * is a zombie. (A command line would not do: Redis changes its own.)
  */
 function birthOf(pid) {
   if (process.platform !== 'linux') {
@@ -17,7 +17,7 @@ function birthOf(pid) {
     return state?.startsWith('Z') ? undefined : started;
   }
   try {
-    // pid (command) state …; the time is the 22nd field, in ticks since the machine started.
+    // The line is `pid (command) state …`; the start time is the 22nd field, in ticks since the machine booted.
     const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
     if (fields[0] === 'Z' || fields[0] === 'X') return undefined;
@@ -41,7 +41,7 @@ export class Processes {
   #started = [];
   #stopping = false;
 
-  /** `folder` is where the list of processes and their logs are kept. Ends what an earlier script left there. */
+  /** Opens `folder`, which holds the list of processes and their logs. Ends what an earlier script left there. */
   static async open(folder) {
     mkdirSync(folder, { recursive: true });
     const file = join(folder, 'processes.json');
@@ -63,8 +63,8 @@ export class Processes {
   }
 
   /**
-   * Starts a program; what it prints goes to `<folder>/<name>.log`, or where `options.stdio` says. `onExit` hears
-   * why it ended when nobody stopped it.
+   * Starts a program; what it prints goes to `<folder>/<name>.log`, or where `options.stdio` says. `onExit` is told why
+   * it ended, unless it was stopped.
    */
   start(name, command, args, { onExit, stopSignal = 'SIGTERM', killSignal = 'SIGKILL', ...options } = {}) {
     if (this.#stopping) throw new Error(`${name} is not started: everything is being stopped`);
@@ -84,7 +84,9 @@ export class Processes {
     return child;
   }
 
-  /** Runs a program to its end, and returns what it printed. Throws with what it complained when it failed. */
+  /**
+   * Runs a program to its end, and returns what it printed. If it fails, throws an error with what it wrote to stderr.
+   */
   async run(name, command, args, options = {}) {
     const child = this.start(name, command, args, { ...options, stdio: ['ignore', 'pipe', 'pipe'] });
     const printed = { stdout: '', stderr: '' };
@@ -100,7 +102,7 @@ export class Processes {
     return this.#started.findLast((entry) => entry.name === name)?.pid;
   }
 
-  /** Ends everything, the last started first. Each gets its stop signal, and SIGKILL if it takes too long. */
+  /** Ends everything, the last started first. Each process gets its stop signal, and SIGKILL if it takes too long. */
   async stop({ patienceMs = 40_000, say = () => undefined } = {}) {
     this.#stopping = true;
     for (const entry of [...this.#started].reverse()) {
@@ -123,7 +125,7 @@ export class Processes {
   #save() {
     const owner = { pid: process.pid, birth: birthOf(process.pid) };
     const processes = this.#started.filter(lives).map(({ name, pid, birth }) => ({ name, pid, birth }));
-    // Whoever is killed here leaves the old list or the new one, never half of one.
+    // A script that is killed here leaves the old list or the new one, never half of one.
     writeFileSync(`${this.#file}.part`, JSON.stringify({ owner, processes }), { mode: 0o600 });
     renameSync(`${this.#file}.part`, this.#file);
   }

@@ -34,9 +34,9 @@ export async function freePort() {
 }
 
 /**
- * A folder that the servers can use: the one asked for, or, when that lies below one that only root may enter,
- * a private one under the system's temporary folder. (Postgres refuses to run as root, so that it runs as
- * another user, who must be able to get there.)
+ * A folder that the servers can use: the one asked for, or, if only root may enter one of its parents, a private one in
+ * the system's temporary folder. (Postgres refuses to run as root, so it runs as another user, who must be able to get
+ * there.)
  */
 export function reachable(folder) {
   mkdirSync(folder, { recursive: true });
@@ -44,7 +44,7 @@ export function reachable(folder) {
   const name = createHash('sha256').update(folder).digest('hex').slice(0, 12);
   const place = join(tmpdir(), `scenario-jobs-${name}`);
   mkdirSync(place, { recursive: true, mode: 0o711 });
-  // Of the link itself, if it is one: everybody can put one there that leads to a folder of ours.
+  // The owner of the link itself, if it is one: any user can create a link there that leads to a folder of ours.
   const { uid } = lstatSync(place);
   if (uid !== 0) throw new Error(`${place} belongs to another user; remove it or set TMPDIR`);
   chmodSync(place, 0o711);
@@ -58,7 +58,7 @@ function othersCanEnter(folder) {
   }
 }
 
-/** The user that Postgres runs as: ourselves, or for root the first of these that exists. */
+/** The user that Postgres runs as: the current one, or for root the first of these that exists. */
 function serverUser() {
   if (!isRoot) return {};
   for (const name of ['postgres', 'nobody']) {
@@ -68,7 +68,7 @@ function serverUser() {
   throw new Error('Postgres does not run as root, and there is no user "postgres" or "nobody" to run it as');
 }
 
-/** The folder with Postgres's programs out of the npm package; copied when Postgres's user cannot get there. */
+/** The folder of Postgres's programs in the npm package, copied if Postgres's user cannot get there. */
 function postgresPrograms(place) {
   const { platform } = process;
   let native;
@@ -85,7 +85,7 @@ function postgresPrograms(place) {
   if (!existsSync(copy)) {
     rmSync(`${copy}.part`, { recursive: true, force: true });
     cpSync(native, `${copy}.part`, { recursive: true, verbatimSymlinks: true });
-    // Installed with a strict umask, they are root's alone.
+    // If they were installed with a strict umask, only root can read them.
     spawnSync('chmod', ['-R', 'a+rX', `${copy}.part`]);
     renameSync(`${copy}.part`, copy);
   }
@@ -100,7 +100,7 @@ export async function startPostgres(processes, place, { flags = [], port, onExit
   const data = join(place, 'postgres');
   const secret = join(place, 'postgres.password');
   if (!existsSync(data) || !existsSync(secret)) {
-    // What was interrupted here has no data folder, and is begun anew.
+    // An interrupted set-up has no data folder, and starts afresh.
     const part = `${data}.part`;
     for (const path of [data, part]) rmSync(path, { recursive: true, force: true });
     mkdirSync(part, { mode: 0o700 });
@@ -117,9 +117,9 @@ export async function startPostgres(processes, place, { flags = [], port, onExit
   let ended;
   processes.start('postgres', join(programs, 'postgres'), ['-D', data, ...args, ...flags], {
     ...user,
-    // SIGTERM would wait until every client has gone.
+    // SIGTERM would wait until every client has disconnected.
     stopSignal: 'SIGINT',
-    // Its parts are in groups of their own: SIGKILL would leave them to find out by themselves.
+    // Its child processes are in groups of their own: after SIGKILL they would have to notice by themselves.
     killSignal: 'SIGQUIT',
     onExit: (why) => {
       ended = why;
@@ -141,7 +141,7 @@ export async function startPostgres(processes, place, { flags = [], port, onExit
   return url;
 }
 
-/** Starts Redis; its data stays in `place`. Returns its URL. `config` is added to its configuration. */
+/** Starts Redis; its data stays in `place`. Returns its URL. `config` is appended to its configuration. */
 export async function startRedis(
   processes,
   place,
@@ -195,7 +195,7 @@ function findRedis() {
       if (existsSync(path)) return { path };
     }
   }
-  // Debian's redis-server is this program under another name: redis-tools holds it without a service that
+  // Debian's redis-server is this program under another name. The package redis-tools has it without a service that
   // would start by itself on the standard port.
   const path = '/usr/bin/redis-check-rdb';
   return existsSync(path) ? { path, argv0: 'redis-server' } : undefined;

@@ -10,22 +10,22 @@ const READY_WITHIN_MS = 60_000;
 
 const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
 
-/** The flags of Node with which `npm run start:api` starts `main.api.js`, and `start:worker` `main.worker.js`. */
+/** The flags of Node that `npm run start:api` gives `main.api.js`, and `start:worker` gives `main.worker.js`. */
 export function nodeFlagsOf(program) {
   const command = Object.values(scripts).find((one) => one.endsWith(` dist/${program}`));
   return command.split(' ').slice(2, -1);
 }
 
-/** What a running `npm run up` tells other scripts: its process id, its database, its Redis and its URL. */
+/** The file in which a running `npm run up` tells other scripts its process id, database, Redis and URL. */
 export const STATE = join(root, '.local', 'up', 'environment.json');
 
 /**
- * Ends everything when a signal comes, at once when a second one comes, and when one of the processes ends by
- * itself. `options` go to `stop`; `cleanUp` runs when everything has ended.
+ * Ends everything on a signal, at once on a second one, and when one of the processes ends by itself. `options` go to
+ * `stop`; `cleanUp` runs when everything has ended.
  */
 export function endOnSignal(processes, { say, cleanUp, ...options }) {
   let ending = false;
-  // A terminal that is closed sends a signal as well, and cannot be written to any more.
+  // Closing a terminal sends a signal as well, and then nothing can be written to it any more.
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => undefined);
   const end = async (why, finish) => {
     if (ending) return;
@@ -51,7 +51,10 @@ export function endOnSignal(processes, { say, cleanUp, ...options }) {
   return { isEnding: () => ending, onExit: (why) => void end(why, () => process.exit(1)) };
 }
 
-/** Where Postgres and Redis are: those that the environment names, or ones that are started in `place`. */
+/**
+ * The URLs of Postgres and Redis: those in the environment, or those of servers started in `place`. Migrates the
+ * database.
+ */
 export async function startServers(processes, place, { say, onExit }) {
   let { DATABASE_URL: databaseUrl, REDIS_URL: redisUrl } = process.env;
   if (!databaseUrl) {
@@ -73,7 +76,7 @@ function runProgram(processes, program, args, environment) {
   return processes.run(basename(program, '.js'), process.execPath, [join(root, program), ...args], { env });
 }
 
-/** A new key of this name in this workspace; earlier ones of the same name are revoked. */
+/** A new key of this name in this workspace; earlier keys of the same name are revoked. */
 export async function renewKey(processes, workspace, name, environment) {
   const run = (...args) => runProgram(processes, 'dist/cli/api-key.js', args, environment);
   for (const line of (await run('list', '--workspace', workspace)).split('\n')) {
@@ -116,13 +119,13 @@ export async function startService(processes, environment, { onExit, stdio }) {
   return { api: urls[0], worker: urls[1] };
 }
 
-/** Where a program on this machine finds what listens on `host`. */
+/** The address at which a program on this machine reaches what listens on `host`. */
 function addressOf(host) {
   if (host === '0.0.0.0' || host === '::') return '127.0.0.1';
   return host.includes(':') ? `[${host}]` : host;
 }
 
-/** Ports of api and worker on `host`: those that were asked for, else the usual ones, else any that are free. */
+/** Ports of api and worker on `host`: those asked for, else the usual ones, else any that are free. */
 export async function choosePorts(host) {
   const asked = Object.fromEntries(['PORT', 'WORKER_PORT'].map((name) => [name, portIn(name)]));
   if (asked.PORT && asked.PORT === asked.WORKER_PORT) throw new Error('PORT and WORKER_PORT must differ');

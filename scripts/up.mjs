@@ -31,7 +31,7 @@ async function main(args) {
     return;
   }
   const place = reachable(join(root, '.local', 'up'));
-  // Before anything is built: what runs here already would lose its programs.
+  // Checked before anything is built: a build would replace the programs of a service that already runs here.
   const processes = await Processes.open(place);
   await prepare(say);
   const { onExit, isEnding } = endOnSignal(processes, { say, cleanUp: () => rmSync(STATE, { force: true }) });
@@ -41,7 +41,7 @@ async function main(args) {
       NODE_ENV: 'development',
       HOST: host,
       ...(await choosePorts(host)),
-      // Ctrl-C is meant: nobody waits half a minute for a task.
+      // Whoever presses Ctrl-C does not want to wait half a minute for a task.
       DRAIN_MS: process.env.DRAIN_MS || '2000',
       LOG_FORMAT: process.env.LOG_FORMAT || 'pretty',
       SCENARIO_TASK: process.env.SCENARIO_TASK || join(root, 'examples', 'demo-task.mjs'),
@@ -53,7 +53,7 @@ async function main(args) {
     writeState(environment, urls.api);
     say(banner(urls, key, { withDemoTask: !process.env.SCENARIO_TASK }));
   } catch (error) {
-    // Stopped half-way: what was under way has failed, and everything is being ended already.
+    // A signal has stopped the start half-way: what was under way has failed, and everything is already being ended.
     if (isEnding()) return;
     await processes.stop();
     throw error;

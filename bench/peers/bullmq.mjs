@@ -1,4 +1,4 @@
-// BullMQ's `queue.remove` alone, in process: out of a list and out of a sorted set, at several depths.
+// BullMQ's `queue.remove` alone, in process: from a list and from a sorted set, at several depths.
 import { Queue } from 'bullmq';
 import { Redis } from 'ioredis';
 import { serve } from '../helper.mjs';
@@ -17,7 +17,7 @@ async function open({ name, kind, depth }) {
   queues.set(name, { queue, kind, ids });
 }
 
-/** Removes entries at random places of the queue, then adds as many so that it is as deep as before. */
+/** Removes entries at random places of the queue, then adds as many again, so that its depth stays the same. */
 async function cancel({ name, count, concurrency }) {
   const { queue, kind, ids } = queues.get(name);
   const targets = [];

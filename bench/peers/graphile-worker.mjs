@@ -1,4 +1,4 @@
-// graphile-worker's `completeJobs`, in process: its way to take a job back.
+// graphile-worker's `completeJobs`, in process: its way to withdraw a job.
 import { Logger, makeWorkerUtils } from 'graphile-worker';
 import pg from 'pg';
 import { serve } from '../helper.mjs';

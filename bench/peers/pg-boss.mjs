@@ -10,7 +10,7 @@ const pool = new pg.Pool({ connectionString, max: 1 });
 let boss;
 
 async function open() {
-  // Nothing beside the cancels: no maintenance, no schedules. As many connections as the service has.
+  // Nothing but the cancels: no maintenance, no schedules. As many connections as the service has.
   boss = new PgBoss({ connectionString, max: 10, supervise: false, schedule: false });
   boss.on('error', (error) => console.error(error));
   await boss.start();

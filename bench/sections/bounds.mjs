@@ -1,4 +1,4 @@
-// bounds: how long after its cancel each kind of task is dead, with the message to the worker and without it.
+// bounds: how long after its cancel each kind of task is dead, with and without the message to the worker.
 import { randomBytes } from 'node:crypto';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
@@ -12,7 +12,7 @@ import { isMet, ranged, table } from '../text.mjs';
 const require = createRequire(import.meta.url);
 const PATIENCE_MS = 60_000;
 const ROUNDS = 5;
-/** A machine has to find time for a process that is due to die. */
+/** Allowance for the machine to get round to a process that is due to die. */
 const SLACK_MS = 500;
 
 /** Species of test/support/zoo.mjs: how each ends, and the settings whose sum is its bound. */
@@ -78,7 +78,7 @@ export async function measure({ stage, quick, say }) {
   }
 }
 
-/** A Redis user who may do everything but publish: what its api says to workers is lost. */
+/** Creates a Redis user who may do everything but publish: the messages of its api to workers are lost. */
 async function createMuteUser({ redis }, redisUrl) {
   const url = new URL(redisUrl);
   [url.username, url.password] = ['mute', randomBytes(8).toString('hex')];
@@ -89,7 +89,7 @@ async function createMuteUser({ redis }, redisUrl) {
 async function stopOne(site, name, how) {
   const { body } = await send(site, 'POST', JOBS, { user_email: 'ada@example.com', prompt: name });
   const pid = await taskOf(site.worker, body.id);
-  await sleep(300); // It has said that it runs, and now does what its kind does.
+  await sleep(300); // It has printed that it runs, and now does what its kind does.
   const began = process.hrtime.bigint();
   const gone = untilGone(pid);
   const { status } = await send(site, 'DELETE', `${JOBS}/${body.id}`);

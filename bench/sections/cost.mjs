@@ -37,7 +37,7 @@ export async function measure({ stage, load, rounds, quick, say }) {
   return { memory, starts, taskStart, cpu, slots };
 }
 
-/** Processor time for a thousand cancels at concurrency 16, in everything that takes part. */
+/** Processor time for a thousand cancels at concurrency 16, in every process that takes part. */
 async function measureCpu({ stage, load, site, floor, rounds, quick, say }) {
   const count = quick ? 200 : 2000;
   const side = (server) => async () => {
@@ -67,7 +67,7 @@ async function measureCpu({ stage, load, site, floor, rounds, quick, say }) {
   };
 }
 
-/** From the start of each process until it says that it is ready. */
+/** Time from the start of each process until it reports that it is ready. */
 async function measureStarts(stage, site, times) {
   const starts = { api: [], worker: [] };
   for (let index = 0; index < times; index++) {
@@ -137,7 +137,7 @@ async function measureTaskStart(rounds, say) {
   };
 }
 
-/** The task prints at which time its code began to run. */
+/** Milliseconds from the fork until the task's code began to run, which the task prints. */
 const sinceFork = (began, line) => ({ ms: Number(BigInt(line.split(' ')[1]) - began) / 1e6 });
 
 async function startTask() {

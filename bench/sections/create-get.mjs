@@ -1,4 +1,4 @@
-// create-get: the other two operations over their floors, so that tuning the cancel does not wreck them.
+// create-get: the other two operations compared to their floors, so that tuning the cancel does not slow them.
 import { createMany, getAll, makeQueued, openSite } from '../site.mjs';
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, ranged, table } from '../text.mjs';

@@ -1,20 +1,20 @@
-// floor: how near the service's cancels come to a hand-written server that has the same effects.
+// floor: how close the service's cancels come to those of a hand-written server with the same effects.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { cancelAll, checkCancelled, checkHeard, listen, makeProcessing, makeQueued, openSite } from '../site.mjs';
 import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, number, percent, ranged, table } from '../text.mjs';
 
-/** Cancels of a round by concurrency. */
+/** How many cancels a round has, by concurrency. */
 const FULL = { 1: 450, 16: 1000, 64: 2000 };
 const QUICK = { 1: 80, 16: 200, 64: 400 };
-/** The first of each turn, which are not measured: see `about`. */
+/** How many cancels at the beginning of each turn are not measured: see `about`. */
 const LEAD = { 1: 50, 16: 200, 64: 200 };
-/** The servers have noticed by then that their connections are gone. */
+/** By then the servers have noticed that their connections are gone. */
 const NOTICE_MS = 50;
-/** One at a time both sides do nearly the same, and chance would decide: so many times the rounds. */
+/** One at a time, both sides do nearly the same and chance would decide, so there are this many times the rounds. */
 const MORE_ROUNDS_AT_1 = 5;
 const QUICK_MORE_ROUNDS_AT_1 = 2;
-/** Turns of so many cancels. What is compiled for queued jobs serves processing ones, too. */
+/** Warm-up turns and the cancels in each. Code compiled for queued jobs also serves processing ones. */
 const WARM_UP = { cancels: 2500, turns: { queued: 8, processing: 2 } };
 const QUICK_WARM_UP = { cancels: 500, turns: { queued: 1, processing: 1 } };
 /** Long enough for a pool to close its connections, and for V8 to give back memory and compiled code. */
@@ -80,9 +80,10 @@ export async function measure({ stage, load, rounds, quick, say }) {
 }
 
 /**
- * Two at a time, which are not yet put into one batch, and so many that both sides' code is compiled as it is after hours
- * of service: while V8 compiles in the background, it takes one of the two cores for milliseconds. The end of a connection is
- * part of it, for what V8 has compiled without having seen one is thrown away then.
+ * Warms both sides up with two cancels at a time, which are not yet put into one batch, and with enough of them that
+ * both sides' code is compiled as after hours of service: while V8 compiles in the background, it takes one of the two
+ * cores for milliseconds. Connections are ended as well, because V8 throws away what it compiled without having seen
+ * that happen.
  */
 async function warmUp({ load, site, floor, make, turns, cancels }) {
   for (let turn = 0; turn < turns; turn++) {
@@ -91,7 +92,7 @@ async function warmUp({ load, site, floor, make, turns, cancels }) {
   }
 }
 
-/** Ends the connections of both to Postgres: each makes new ones. */
+/** Ends both sides' connections to Postgres, so that each makes new ones. */
 async function endConnections({ pool }) {
   const others = `FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`;
   await pool.query(`SELECT pg_terminate_backend(pid) ${others}`);

@@ -1,4 +1,4 @@
-// growth: whether a cancel takes longer when the queue, the table, the workers or the keys have become many.
+// growth: whether a cancel takes longer when the queue, the table, the workers or the keys have grown.
 import { fillKeys, fillQueue, fillTable, fillUnseen, settle } from '../fill.mjs';
 import { cancelAll, checkCancelled, makeProcessing, makeQueued, openSite, scriptsOf } from '../site.mjs';
 import { figureOf, latenciesOf, ratioOf, takeTurns } from '../statistics.mjs';
@@ -48,7 +48,7 @@ export async function measure(bench) {
   return { cancels: sizes.cancels, rounds: sizes.rounds, goal: GOAL, cells, curves: curvesOf(cells) };
 }
 
-/** The base, the base again, and one for each thing that has grown. */
+/** Opens the base, the base again, and one site for each thing that has grown. */
 async function openSites({ stage, say }, { base, grown, cancels }) {
   say('growth: filling tables and queues');
   const wanted = [{}, {}, ...grown].map((change, index) => ({ change, size: { ...base, ...change }, index }));
@@ -64,7 +64,7 @@ async function openSites({ stage, say }, { base, grown, cancels }) {
     }),
   );
   await settle(sites[0]);
-  // What there really is, not what was asked for.
+  // The real sizes, not those asked for.
   for (const site of sites)
     site.size = { ...site.size, ...(await sizeOf(site)), depth: (await site.queue.count()) + cancels };
   return sites;
@@ -132,7 +132,7 @@ function cellOf({ change, size }, base, grown, baseSize) {
   };
 }
 
-/** One curve for each thing that has grown; it begins at the base, where the ratio is 1 because it is the base. */
+/** One curve for each thing that has grown; it begins at the base, where the ratio is 1 by definition. */
 function curvesOf(cells) {
   const start = { factor: 1, ratio: { value: 1, min: 1, max: 1 } };
   return Object.entries(WORDS).map(([what, name]) => ({

@@ -1,4 +1,4 @@
-// peers: what a cancel costs elsewhere, in the same run.
+// peers: what a cancel costs in other libraries, measured in the same run.
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { root } from '../../scripts/prepare.mjs';
@@ -7,7 +7,7 @@ import { figureOf, ratioOf, takeTurns } from '../statistics.mjs';
 import { judged, ranged, table } from '../text.mjs';
 
 const FOLDER = join(root, 'bench/peers');
-/** The peers on Postgres need it. */
+/** The least version of Node for the peers on Postgres. */
 const LEAST_NODE = [22, 18];
 const CANCELS = { 1: 200, 32: 400 };
 const QUICK_CANCELS = { 1: 80, 32: 200 };
@@ -55,7 +55,7 @@ export async function measure({ stage, load, rounds, quick, say }) {
   return { cells };
 }
 
-/** What cancels so many jobs, so many at the same time, by its name. */
+/** Opens the peers: by name, functions that cancel a number of jobs at a given concurrency. */
 async function openPeers({ stage, quick, say }) {
   const program = await installPeers(stage, say);
   const peers = {};
@@ -79,7 +79,7 @@ async function openPeers({ stage, quick, say }) {
   return peers;
 }
 
-/** Installs the peers, once. Returns the Node that they run on. */
+/** Installs the peers, once. Returns the Node program that they run on. */
 async function installPeers(stage, say) {
   const lock = readFileSync(join(FOLDER, 'package-lock.json'), 'utf8');
   const installed = join(FOLDER, 'node_modules', '.installed');

@@ -1,4 +1,4 @@
-// stop: from the request to cancel until the task's process group is dead, beside what there is without the service.
+// stop: time from the request to cancel until the task's process group is dead, compared to doing without the service.
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { root } from '../../scripts/prepare.mjs';
@@ -36,7 +36,7 @@ export async function measure({ stage, load, quick, say }) {
   const { STOP_ACK_MS } = require('../../dist/config/settings.js').SETTINGS;
   const ackMs = STOP_ACK_MS.parse(undefined);
   try {
-    // Servers that have just been started would be measured, not ones that have served for a while.
+    // Measures servers that have served for a while, not freshly started ones.
     for (const one of [site, floor.site])
       await cancelAll(load, one, one.api, await makeQueued(one, quick ? 200 : 2000), 1);
     for (let warm = 0; warm < 3; warm++) {
@@ -83,7 +83,7 @@ async function cancelTask({ load, site, watch }, prompt, how) {
   return measured;
 }
 
-/** Cancels a job, and waits until the process group of its task was gone. */
+/** Cancels a job, and waits until the process group of its task is gone. */
 async function cancel({ load, site, watch }, jobId, pid) {
   const gone = watch.untilGone(pid);
   const { port } = site.api;
@@ -104,7 +104,7 @@ async function stopBareChild(watch, prompt, stop) {
   return { ms: between(began, await gone) };
 }
 
-/** The floor: a server and a worker by hand, with a database of their own. */
+/** Opens the floor: a hand-written server and worker, with a database of their own. */
 async function openFloor(stage, load) {
   const workerId = 'floor';
   const site = await openSite(stage, 'stop-floor', { withApi: false });
