@@ -21,8 +21,8 @@ beforeAll(async () => {
 afterAll(() => own.close());
 
 describe('an error of Postgres', () => {
-  // Connection, log-in, no such database, deadlock, resources, an end of the server, its disk, a standby, `lock_timeout`, a
-  // fault of its own, a pooler without statements; and what is a fault of the statement or its values.
+  // Connection, login, no such database, deadlock, resources, server shutdown, its disk, a standby, `lock_timeout`, an
+  // internal error, a pooler without prepared statements; then errors caused by the statement or its values.
   const AWAY = ['08006', '28000', '3D000', '40P01', '40001', '53300', '57P03', '58030', '25006', '55P03', 'XX000'];
   const POOLER = ['42P05', '26000'];
   const OURS = ['23505', '22P05', '42601', '23514', 'P0001'];
@@ -35,7 +35,7 @@ describe('an error of Postgres', () => {
   });
 
   it('is not needed to know that there is no way to it', async () => {
-    // No connection can be made to the address of everybody: the system says so at once.
+    // No connection can be made to the broadcast address: the system refuses it at once.
     const prisma = new PrismaClient({ adapter: new PrismaPg('postgres://a@255.255.255.255:5432/a') });
     const error: unknown = await prisma.$queryRaw`SELECT 1`.catch((one: unknown) => one);
     expect(String((error as Error).message)).toMatch(/connect E[A-Z]+ 255/);
@@ -51,7 +51,7 @@ describe('an error of Postgres', () => {
   });
 });
 
-/** What a row must have to be in each status, as an update of one that is not. */
+/** Updates that bring a row into each status, with the columns that the status requires. */
 const TO: Record<JobStatus, () => string> = {
   queued: () => `status = 'queued', run_id = NULL, worker_id = NULL`,
   processing: () => `status = 'processing', ${RUN()}`,
@@ -71,7 +71,7 @@ async function insert(): Promise<string> {
   return id;
 }
 
-/** Moves a job on, with the scenario that a completed one needs. */
+/** Moves a job to a status, with the scenario that a completed job needs. */
 async function move(jobId: string, to: JobStatus) {
   const client = await own.pool.connect();
   try {
@@ -171,7 +171,7 @@ describe('the database refuses', () => {
   it('but not that old jobs are deleted as docs/operations.md says', async () => {
     const operations = readFileSync(join(__dirname, '../docs/operations.md'), 'utf8');
     const [statement = ''] = /^WITH old AS[^;]*;/m.exec(operations) ?? [];
-    // Those of this file are all new.
+    // The jobs of this file are all new.
     const old = statement.replace(/now\(\) - interval '90 days'/, "now() + interval '1 day'");
     const open = [await jobIn('queued'), await jobIn('processing')];
     const stopping = await jobIn('processing');
@@ -197,7 +197,7 @@ describe('a connection that Postgres ends', () => {
   it('right behind its greeting fails the transaction that it was for, and nothing else', async () => {
     const proxy = await TcpProxy.start(process.env.TEST_POSTGRES_URL!);
     const other = await TestDatabase.create();
-    // Whatever follows within so long arrives together with what it follows.
+    // Whatever follows within 300 ms arrives together with what it follows.
     let until = 0;
     proxy.slow(() => {
       if (performance.now() < until) return 0;
@@ -237,7 +237,7 @@ describe('a database with a time zone and a style of dates of its own', () => {
     const name = new URL(other.url).pathname.slice(1);
     await other.pool.query(`ALTER DATABASE ${name} SET timezone = '${zone}'`);
     await other.pool.query(`ALTER DATABASE ${name} SET datestyle = 'SQL, DMY'`);
-    // An option of its own in the URL counts as well.
+    // Options that the URL itself has count as well.
     const database = other.prisma('?options=-c%20work_mem%3D5MB');
     const { job } = (await new JobRepository(database).create(other.workspace.id, newJob))!;
     expect(Math.abs(Number(job.createdAt) - Date.now())).toBeLessThan(HOUR_MS / 2);

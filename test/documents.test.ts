@@ -105,12 +105,14 @@ describe('docs/guarantees.md', () => {
   });
 });
 
-/** The titles of the tests in a file, each after that of what it is a test of, with the rows of its table if it has one. */
+/**
+ * The titles of the tests in a file, each preceded by the titles around it, with the rows of its table if it has one.
+ */
 function titlesIn(path: string): string[] {
   const titles: string[] = [];
   const visit = (node: ts.Node, parent: string): void => {
     const [call, title] = ts.isCallExpression(node) ? [node.expression.getText(), node.arguments[0]] : [];
-    // Those that are skipped are none.
+    // Skipped tests do not count.
     if (call && /^(x(it|test|describe)\b|(it|test|describe)\.(skip|todo)\b)/.test(call)) return;
     if (!call || !title || !/^(it|describe)(\.each\b|$)/.test(call)) {
       return void ts.forEachChild(node, (child) => visit(child, parent));

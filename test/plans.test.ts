@@ -10,11 +10,11 @@ import { TestDatabase } from './support/test-database';
 
 const CROWD = 20_000;
 const WORKER_LOST_MS = 60_000;
-/** Statements of one of the lives below, and rows that each may look at: its own, and a generous few. */
+/** The most statements of one of the lives below, and the most rows that each may read: its own, and a generous few. */
 const MOST_STATEMENTS = 10;
 const MOST_ROWS = 10;
 
-/** Which way Postgres takes to a row depends on what it thinks that there is, and it may know nothing yet. */
+/** How Postgres reaches a row depends on what it believes the table holds, and it may know nothing yet. */
 describe('what is asked about one job', () => {
   let own: TestDatabase;
   let database: Database;
@@ -24,7 +24,7 @@ describe('what is asked about one job', () => {
   beforeEach(async () => {
     own = await TestDatabase.create();
     await own.pool.query('ALTER TABLE scenario_jobs SET (autovacuum_enabled = false)');
-    // One statement at a time, all on one connection, which plans each for good after a few times.
+    // One statement at a time, all on one connection, where Postgres fixes a statement's plan after a few executions.
     database = own.prisma();
     jobs = new JobRepository(database);
     runs = new RunRepository(database);
@@ -38,7 +38,7 @@ describe('what is asked about one job', () => {
 
   const find = (jobId: string) => jobs.find({ keyHash: hashApiKey(own.key), jobId });
 
-  /** Every statement about a job of which there are many, in one of three lives. Returns how many updates that makes. */
+  /** Every kind of statement about one job, in one of three lives. Returns how many updates that makes. */
   async function live(jobId: string, life: number): Promise<number> {
     const run = new ActiveRun(jobId);
     const claim = () => runs.claim(run, 'worker', WORKER_LOST_MS);
@@ -66,13 +66,13 @@ describe('what is asked about one job', () => {
     return updates;
   }
 
-  /** The first two alone, the others with one statement. */
+  /** Cancels these jobs at once: the first two alone, the others with one statement. */
   async function cancelTogether(ids: string[]): Promise<number> {
     expect(await Promise.all(ids.map(cancel))).not.toContain(undefined);
     return ids.length;
   }
 
-  /** How many rows of jobs any statement has looked at, once so many updates are counted. */
+  /** How many rows of jobs all statements have read, once `updated` updates are counted. */
   async function rowsRead(updated: number): Promise<number> {
     const counted = await eventually(`${updated} updates are counted`, async () => {
       const { rows } = await own.pool.query<{ updated: number; read: number }>(`
@@ -104,7 +104,7 @@ describe('what is asked about one job', () => {
     const ids = await own.insertQueued(CROWD);
     updates += await liveAll(ids.slice(0, 24));
     updates += await cancelTogether(ids.slice(24, 44));
-    // A connection tells what it has counted when it ends.
+    // A connection reports its counts when it ends.
     await database.$disconnect();
     const after = await rowsRead(ended + updates);
     const statements = MOST_STATEMENTS * (early + 24) + 4 * early + 20;

@@ -7,7 +7,7 @@ import { eventually } from './support/eventually';
 import { OwnRedis } from './support/own-redis';
 
 const PASSWORD = 'p@ss/w:rd, 100 %';
-/** The first byte of what TLS begins with. */
+/** The first byte of a TLS handshake. */
 const HANDSHAKE = 0x16;
 
 let connection: RedisConnection;
@@ -32,7 +32,7 @@ describe('what the URL of Redis says', () => {
 
   const urlAt = ({ port }: OwnRedis) => `redis://ada:${encodeURIComponent(PASSWORD)}@127.0.0.1:${port}`;
 
-  /** How Redis sees us, once we are let in. */
+  /** How Redis sees our connection, once we are let in. */
   const whoAmI = (settings: Record<string, string>) => {
     const redis = connect(settings);
     return eventually('Redis lets us in', () => redis.call('client', 'info'));

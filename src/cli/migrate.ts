@@ -17,8 +17,8 @@ const MIGRATIONS = join(__dirname, '..', '..', 'prisma', 'migrations');
 
 /**
  * How long a migration waits for a table that is in use. Meanwhile every other statement on the table queues behind the
- * migration, including those of the running service, which waits at most two seconds for a connection, and in `/readyz`
- * one second for an answer.
+ * migration, including those of the running service, where a request waits at most two seconds for a connection, and
+ * `/readyz` one second for an answer. This is shorter than both.
  */
 const LOCK_MS = 500;
 /** Pause before the next try, after such a timeout or while another migration is under way. */
@@ -135,7 +135,7 @@ function findPending(applied: Applied[]): Migration[] {
     const file = migrations.find((migration) => migration.name === name);
     if (!finishedAt) throw new Error(`${name} was begun and not finished; see \`prisma migrate resolve\``);
     if (!file && name > (migrations.at(-1)?.name ?? '')) {
-      // As Prisma does: a version must be able to run beside the next one, and to be deployed again after it.
+      // As Prisma does: a version must be able to run beside the next one, and to be rolled back to.
       process.stderr.write(`${name} is of a later version\n`);
       continue;
     }

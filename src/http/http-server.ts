@@ -51,7 +51,7 @@ export function createHttpServer(logger: Logger, metrics: Metrics): FastifyAdapt
     clientErrorHandler: (error, socket) => refuseConnection(error, socket, connections.get(socket), logger),
     // While the server closes, requests are served as usual; Fastify's own 503 is not in our envelope.
     return503OnClosing: false,
-    // Without a route no hooks run, so what they do is done here.
+    // Without a route no hooks run, so what the hooks would do is done here.
     frameworkErrors: (thrown: unknown, request: FastifyRequest, reply: FastifyReply) => {
       const error = toApiError(thrown);
       request.logged = { error: error.code };

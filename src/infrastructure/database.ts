@@ -27,7 +27,7 @@ const IDLE_CONNECTIONS = 2;
 
 /**
  * Prisma's adapter reads every time as UTC in ISO style, whatever the server says. With another `TimeZone`, which a
- * database or a role may have, jobs got the wrong times and keys lived hours too long or too short.
+ * database or a role may have, jobs would get wrong times and keys live hours too long or too short.
  */
 const SESSION = '-c TimeZone=UTC -c DateStyle=ISO';
 

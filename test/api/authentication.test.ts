@@ -24,7 +24,7 @@ const ask = async (authorization: string | undefined) => {
   };
 };
 
-/** A key of the workspace that has ended: `how` is what it was set to. */
+/** A key of the workspace that no longer works: `how` is the assignment in SQL that ended it. */
 async function endedKey(how: string): Promise<string> {
   const { key, keyId } = await system.createKey(system.workspace.id);
   await system.pool.query(`UPDATE api_keys SET ${how} WHERE id = $1`, [keyId]);
@@ -155,7 +155,7 @@ describe('a key that does not work cancels nothing, alone or among keys that do'
 it('no key is ever logged or stored', async () => {
   await ask(`Bearer ${system.key}`);
   await ask(`Bearer ${system.key}x`);
-  // Where somebody could put it by mistake.
+  // Places where somebody could put a key by mistake.
   await system.request('GET', `/${system.key}`);
   await system.cancel(system.key);
   await system.request('GET', `?key=${system.key}`);

@@ -6,7 +6,7 @@ import { parseAnswer, rawHttp } from '../support/raw-http';
 import { type ErrorBody, type Job, TestSystem } from '../support/test-system';
 
 let system: TestSystem;
-// No worker: what is queued stays queued.
+// No worker, so that a queued job stays queued.
 beforeAll(async () => {
   system = await TestSystem.start({ workers: 0 });
 });
@@ -74,7 +74,7 @@ describe('DELETE of a queued job', () => {
     let waiting: ReturnType<typeof system.cancel>[] = [];
     let answered = false;
     await system.lockRow(locked.id, async () => {
-      // More than the api has connections.
+      // More requests than the api has connections.
       waiting = Array.from({ length: 15 }, () => system.cancel(locked.id).finally(() => (answered = true)));
       const answers = await Promise.all(others.map(({ id }) => system.cancel(id)));
       expect(answers.map(({ status }) => status)).toEqual(others.map(() => 200));
@@ -107,7 +107,7 @@ describe('DELETE of a queued job', () => {
         return rowCount === 0;
       });
     };
-    // No row is locked, which a cancel would pass over: the whole table is.
+    // A cancel would pass over a locked row, so the whole table is locked.
     const holder = await system.pool.connect();
     try {
       await holder.query('BEGIN; LOCK TABLE scenario_jobs IN EXCLUSIVE MODE');
@@ -183,7 +183,7 @@ describe('cancels that are decided together', () => {
     const cancel = (key: string, jobId: string) =>
       jobs.cancel({ keyHash: hashApiKey(key), jobId, idempotencyKey: null });
     const wrong = newApiKey();
-    // Two go at once; those that come meanwhile go together.
+    // Two calls start at once; those that come meanwhile share a batch.
     const [, , refused, cancelled] = await Promise.all([
       cancel(wrong, 'aaaaaaaaaaaa'),
       cancel(wrong, 'bbbbbbbbbbbb'),
@@ -300,7 +300,7 @@ describe('a job that has ended', () => {
     const worker = await system.startWorker({ RETRY_BACKOFF_MS: '3600000' });
     await system.workers[0]!.stop();
     const { id } = await system.create('flaky');
-    // However long RETRY_BACKOFF_MS is.
+    // The delay is at most a minute, however long RETRY_BACKOFF_MS is.
     expect(await worker.untilLogged('run ended', id)).toMatchObject({ outcome: 'retry', delayMs: 60_000 });
     await eventually('it is delayed', () =>
       system.redis.zscore(`${system.settings.QUEUE_PREFIX}:scenario-jobs:delayed`, id),
@@ -335,9 +335,9 @@ describe('while Postgres is away', () => {
       });
       const metrics = await fetch(`${system.api.url}/metrics`);
       expect(metrics.status).toBe(200);
-      // Not a nought, when nobody knows.
+      // Not zero while nobody knows the number.
       expect(await metrics.text()).not.toMatch(/^scenario_jobs_(stops_unconfirmed|unfinished)[ {]/m);
-      // Nobody else would see why a process gets no requests.
+      // Nothing else would show why a process gets no requests.
       expect(await system.api.untilLogged('server is down')).toMatchObject({ server: 'postgres', level: 'warn' });
       expect((await fetch(`${system.api.url}/livez`)).status).toBe(200);
     });

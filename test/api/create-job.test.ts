@@ -39,7 +39,7 @@ describe('POST of a job', () => {
     await system.lockRow(
       other.workspace.id,
       async () => {
-        // More than the api has connections.
+        // More requests than the api has connections.
         waiting = Array.from({ length: 30 }, (_, index) =>
           post({ ...good, request_id: `locked ${index % 20}` }, { authorization: `Bearer ${other.key}` }).finally(
             () => (answered = true),

@@ -9,9 +9,9 @@ import { checkAnswers, converse, type Conversation, type Cut } from './fuzz/conv
 import { type Kinds, KINDS, kindsOf } from './fuzz/kinds';
 import { type OpenApi } from './fuzz/requests';
 
-/** Cases of each kind in each of the rounds; FUZZ_RUNS=1000 for a longer look. */
+/** Cases of each kind in each round; set FUZZ_RUNS=1000 for a longer test. */
 const RUNS = Number(process.env.FUZZ_RUNS ?? 40);
-/** Connections at the same time in each case. */
+/** How many connections each case opens at the same time. */
 const AT_ONCE = 6;
 const MAX_GROWTH_BYTES = 10_000_000;
 /** The server gives a request 15 s to arrive. */
@@ -43,7 +43,7 @@ async function cutShort({ cut, afterMs }: Cut): Promise<void> {
   connection.cut();
 }
 
-/** Some cases of this kind. fast-check prints the seed when one fails; FUZZ_SEED takes it. */
+/** Tries some cases of this kind. If one fails, fast-check prints the seed, which FUZZ_SEED accepts. */
 async function fuzz(kind: (typeof KINDS)[number], runs: number): Promise<void> {
   const several = fc.array<Conversation | Cut>(kinds[kind], { minLength: 1, maxLength: AT_ONCE });
   const seed = process.env.FUZZ_SEED === undefined ? {} : { seed: Number(process.env.FUZZ_SEED) };
@@ -55,7 +55,7 @@ async function fuzz(kind: (typeof KINDS)[number], runs: number): Promise<void> {
   );
 }
 
-/** Bytes that are in use, once all garbage has been collected. */
+/** Bytes in use, once all garbage has been collected. */
 async function memoryInUse(): Promise<number> {
   const metrics = async () => (await fetch(`${system.api.url}/metrics`)).text();
   const collections = (text: string) =>

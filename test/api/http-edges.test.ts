@@ -319,7 +319,7 @@ describe('the log', () => {
     await locker.query('SELECT FROM scenario_jobs WHERE id = $1 FOR UPDATE', [job.id]);
     const { hostname, port } = new URL(system.api.url!);
     const caller = connect(Number(port), hostname);
-    // The word to go on says that the request is there.
+    // The permission to go on (100 Continue) shows that the request has arrived.
     caller.write(cancelOf(job.id, 'X-Request-Id: r-gone\r\nExpect: 100-continue\r\n\r\n'));
     await once(caller, 'data');
     caller.resetAndDestroy();
@@ -362,7 +362,7 @@ describe('the log', () => {
   it('never has what callers send, nor what tasks make', async () => {
     const fields = { context: 'private context', user_email: 'private@example.com' };
     await system.create('quick', fields);
-    // Postgres tells the row that it refuses.
+    // Postgres puts the row that it refuses into its error.
     await system.pool.query(
       `ALTER TABLE scenario_jobs ADD CONSTRAINT refuse CHECK (context NOT LIKE 'private%') NOT VALID`,
     );
@@ -421,7 +421,7 @@ describe('metrics and health', () => {
     await system.workers[0]!.untilLogged('run ended', job.id);
     const after = await times();
     const took = (performance.now() - began) / 1000;
-    // None can have taken longer than all of it. In milliseconds each would have.
+    // None can have taken longer than all of them together. A time wrongly counted in milliseconds would exceed that.
     for (const [index, time] of after.entries()) expect(time - before[index]!).toBeLessThan(took);
   });
 
@@ -433,14 +433,14 @@ describe('metrics and health', () => {
       /^scenario_jobs_stops_unconfirmed (.*)$/m.exec(await (await fetch(`${system.api.url}/metrics`)).text())?.[1];
     expect(await unconfirmed()).toBe('0');
     const confirm = (stoppedAt: string, how: string | null) =>
-      // Of a worker that is not there: the real one would confirm it again.
+      // As if by a worker that does not exist: the real one would confirm the stop again.
       system.pool.query(
         `UPDATE scenario_jobs SET stopped_at = ${stoppedAt}, stopped_how = $2, worker_id = 'nobody' WHERE id = $1`,
         [job.id, how],
       );
     const client = await system.pool.connect();
     try {
-      // No job does this: for a moment the run is not confirmed any more.
+      // No job does this by itself: for a moment, the run is not confirmed any more.
       await client.query('ALTER TABLE scenario_jobs DISABLE TRIGGER USER');
       await confirm('NULL', null);
       expect(await unconfirmed()).toBe('1');

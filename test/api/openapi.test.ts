@@ -25,7 +25,7 @@ describe('the OpenAPI document', () => {
     'describes the cancel operation as the contract does: %s',
     (field) => {
       const described = served.paths[PATH].delete[field];
-      // It answers more than the contract says, and nothing else in its place.
+      // The service answers everything in the contract unchanged, and more besides.
       expect(described).toEqual(field === 'responses' ? expect.objectContaining(agreed.responses) : agreed[field]);
     },
   );

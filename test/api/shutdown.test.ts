@@ -15,7 +15,7 @@ describe('an api that is told to end', () => {
     await proxy.stop();
   });
 
-  /** Sends the bytes on a connection of their own and, once the api has taken them, tells it to end. */
+  /** Sends the bytes on a connection of their own and, once the api has received them, tells the api to end. */
   async function sendAndEnd(bytes: string): Promise<RawConnection> {
     const connection = new RawConnection(system.api.url!);
     connection.send(Buffer.from(bytes));
@@ -49,7 +49,7 @@ describe('an api that is told to end', () => {
     const { answers } = parseAnswers(connection.received, ['GET', 'GET']);
     expect(answers.map(({ status }) => status)).toEqual([404, 200]);
     for (const { headers } of answers) expect(headers['x-request-id']).toHaveLength(1);
-    // The last one says that nothing more is read.
+    // The last answer says that nothing more is read.
     expect(answers.map(({ headers }) => headers.connection?.[0])).toEqual(['keep-alive', 'close']);
   });
 
@@ -58,7 +58,7 @@ describe('an api that is told to end', () => {
     const connection = await sendAndEnd(`${headOf('POST')}${half}`);
     await untilEnded(connection);
     expect(connection.received.toString()).toBe('');
-    // By its own clock it did not wait for as long as a request may take, which is 25 s.
+    // By the api's own clock, it did not wait as long as a request may take, which is 25 s.
     const [began, ended] = await Promise.all(
       ['shutting down', 'shut down'].map(async (message) => (await system.api.untilLogged(message)).time as string),
     );

@@ -26,7 +26,7 @@ function run(name: 'api-key' | 'migrate', args: string[], environment: Record<st
 }
 
 const keys = (...args: string[]) => run('api-key', args);
-/** `api-key` whose output nobody reads. */
+/** Runs `api-key` while nobody reads its output. */
 async function unread(...args: string[]) {
   const child = spawn(process.execPath, [program('api-key'), ...args], {
     env: { PATH: process.env.PATH, DATABASE_URL: system.settings.DATABASE_URL },
@@ -239,7 +239,7 @@ describe('migrate', () => {
     await system.pool.query('DELETE FROM _prisma_migrations WHERE migration_name = $1', [migrations.at(-1)]);
     const reader = await system.pool.connect();
     await reader.query('BEGIN; SELECT count(*) FROM scenario_jobs');
-    // A limit for statements, as operators are told to set one for the role, is none for a migration.
+    // A statement timeout, which operators are advised to set for the role, must not limit a migration.
     const url = new URL(system.settings.DATABASE_URL!);
     url.searchParams.set('options', '-c statement_timeout=1s');
     const migrate = ServiceProcess.runToEnd('cli/migrate.js', { DATABASE_URL: url.href });
@@ -250,7 +250,7 @@ describe('migrate', () => {
         );
         return rows.length > 0;
       });
-      // More than there are connections, and behind the migration, until that gives up.
+      // More requests than there are connections; they queue behind the migration until it gives up its lock.
       const body = { user_email: 'ada@example.com', prompt: 'quick' };
       const answers = await Promise.all(Array.from({ length: 40 }, () => system.request('POST', '', { body })));
       expect(answers.map(({ status }) => status)).toEqual(Array(40).fill(201));

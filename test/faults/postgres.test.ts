@@ -15,7 +15,7 @@ function expectUnavailable({ status, body, headers }: Answer<unknown>) {
   expect(headers.get('retry-after')).toBe('2');
 }
 
-/** Says how long `work` took as well. */
+/** Returns the answer of `work`, and how long it took. */
 async function timed<T>(work: () => Promise<T>): Promise<{ answer: T; seconds: number }> {
   const began = performance.now();
   const answer = await work();
@@ -60,7 +60,7 @@ describe('between the api and Postgres', () => {
     const answer = await system.cancel(job.id, { 'idempotency-key': 'one' });
     await cut;
     expectUnavailable(answer);
-    // Nobody rang the doorbell: the poll.
+    // Nobody rang the doorbell: the poll stopped the run.
     const { completed_at: completedAt } = await system.untilStopped(job.id);
     expect(await groupIsAlive(pid)).toBe(false);
     const retry = await system.cancel(job.id, { 'idempotency-key': 'one' });
@@ -76,7 +76,7 @@ describe('between the api and Postgres', () => {
     await cut;
     const retry = await system.request('POST', '', { body });
     expect(retry).toMatchObject({ status: 200, body: { is_new: false } });
-    // Nobody queued it: the reconciler.
+    // Nobody queued the job: the reconciler did.
     await system.untilStatus(retry.body.id, 'completed');
     const { rows } = await system.pool.query('SELECT id FROM scenario_jobs WHERE request_id = $1', [requestId]);
     expect(rows).toHaveLength(1);
@@ -91,7 +91,7 @@ describe('between the api and Postgres', () => {
 
   it('Postgres goes silent: 503 within the published limit, and the pool recovers by itself', async () => {
     const { job } = await system.createRunning('cooperative');
-    // More requests than connections: some wait for one.
+    // More requests than connections, so that some wait for one.
     await Promise.all([1, 2, 3, 4].map(() => system.get(job.id)));
     proxy.silence();
     const attempts = await Promise.all(Array.from({ length: 6 }, () => timed(() => system.cancel(job.id))));
@@ -106,7 +106,7 @@ describe('between the api and Postgres', () => {
     await eventually('the api is ready again', async () => (await fetch(`${system.api.url}/readyz`)).ok);
     await eventually('a cancel gets through', async () => (await system.cancel(job.id)).status === 200);
     await system.untilStopped(job.id);
-    // No dead connection is left in the pool: none of many requests meets one.
+    // No dead connection is left in the pool: none of many requests runs into one.
     const later = await Promise.all(Array.from({ length: 20 }, () => system.request('GET', `/${job.id}`)));
     expect(later.map(({ status }) => status)).toEqual(Array(20).fill(200));
   });
@@ -231,7 +231,7 @@ describe('a worker that starts while Postgres is away', () => {
       const { id } = await system.create('quick');
       await proxy.refuse();
       const worker = await system.startWorker();
-      // Until the next poll nothing tells Postgres of it any more.
+      // Until the next poll, nothing tells Postgres of the worker any more.
       await eventually('it has asked in vain', () => worker.logs.some(({ source }) => source === 'resubscribe'));
       await proxy.accept();
       const { started_at: startedAt } = await system.untilStatus(id, 'completed');
@@ -320,7 +320,7 @@ describe('Postgres itself', () => {
 
   it('has no connection left: 503, and as ever when there are some again', async () => {
     const { job } = await system.createRunning('cooperative');
-    // The service's own connections go first, so that it must ask for new ones.
+    // The service's own connections are cut first, so that it must ask for new ones.
     const hogs: Client[] = [];
     const hog = async () => {
       const client = new Client({ connectionString: postgres.url });

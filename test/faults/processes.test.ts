@@ -15,8 +15,8 @@ describe('the api is killed between its commit and the doorbell', () => {
   });
 
   /**
-   * Cancels, and kills the api when the row is written and the queue or the worker have not heard of it. The caller may
-   * have had its answer by then.
+   * Cancels, and kills the api once the row is written but before the queue or the worker has heard of it. The caller
+   * may have had its answer by then.
    */
   const cancelAndDie = async (jobId: string) => {
     proxy.silence();
@@ -55,7 +55,7 @@ describe('a worker is killed while it kills', () => {
   afterEach(() => system.stop());
 
   it.each(['stubborn', 'stubbornSpin'])('a task that is %s: the watchdog finishes it', async (species) => {
-    // Between SIGTERM, which it ignores, and SIGKILL there is all the time in the world.
+    // The stop itself would wait an hour between SIGTERM, which the task ignores, and SIGKILL.
     system = await TestSystem.start({
       settings: {
         ...IMPATIENT,

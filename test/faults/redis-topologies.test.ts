@@ -6,7 +6,7 @@ import { groupIsAlive, TestSystem } from '../support/test-system';
 const SLOTS = 16384;
 const urls = (servers: OwnRedis[]) => servers.map(({ url }) => url).join(',');
 
-/** Cancels a running and a waiting job, lets `fail` happen, cancels two more, and sees what became of them all. */
+/** Cancels a running and a waiting job, runs `fail`, cancels two more, and checks what became of them all. */
 async function failOver(system: TestSystem, fail: () => Promise<unknown>) {
   const running = [await system.createRunning('cooperative'), await system.createRunning('cooperative')] as const;
   const [before, during, kept] = [
@@ -125,7 +125,7 @@ describe('Redis Cluster', () => {
     await Promise.all([...masters, ...replicas].map((each) => each.stop()));
   });
 
-  /** The master that has the queue and the channels: all their keys have the same part in braces. */
+  /** The master that holds the queue and the channels: all their keys have the same part in braces. */
   const homeOfQueue = async () => {
     const slot = Number(await masters[0]!.command('cluster', 'keyslot', system.settings.QUEUE_PREFIX!));
     return Math.min(Math.floor(slot / Math.ceil(SLOTS / 3)), 2);

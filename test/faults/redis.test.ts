@@ -93,7 +93,7 @@ describe('between the service and Redis', () => {
     await start(NO_POLL);
     const { job } = await system.createRunning('cooperative');
     proxy.cut();
-    // While it is away the message is lost, and subscribing again asks for what was missed: either is enough.
+    // While Redis is away the message is lost, and subscribing again asks for what was missed: either way is enough.
     expect((await system.cancel(job.id)).status).toBe(200);
     await system.untilStopped(job.id);
     const next = await system.createRunning('cooperative');
@@ -111,7 +111,7 @@ describe('between the service and Redis', () => {
     expect(isStopping(system, job.id)?.source).toBe('poll');
     expect(await groupIsAlive(pid)).toBe(false);
 
-    // The old connections stay as silent as they are. Nothing tells the service that a new one would do.
+    // The old connections stay silent. Nothing tells the service that a new one would work.
     proxy.clear();
     await system.untilStatus(created.id, 'completed');
     await eventually('the doorbell works again', async () => {
@@ -137,7 +137,7 @@ describe('Redis itself', () => {
   it('is away: both processes are ready all the same, and say so', async () => {
     await redis.end();
     for (const { url } of [system.api, system.workers[0]!]) {
-      // Its first question to Postgres can take longer than it waits for an answer.
+      // The worker's first query to Postgres can take longer than its health check waits for an answer.
       const ready = await eventually('Redis is down, and nothing else', async () => {
         const response = await fetch(`${url}/readyz`);
         const body = (await response.json()) as Record<string, unknown>;
@@ -158,7 +158,7 @@ describe('Redis itself', () => {
     const worker = await system.startWorker({ REDIS_URL });
     const { id } = await system.create('quick');
     await worker.untilLogged('queue error, will try again');
-    // So long it would have asked thousands of times without patience.
+    // Without its pause the worker would have asked thousands of times in this long.
     await sleep(2000);
     const errors = String(await redis.command('info', 'errorstats'));
     expect(Number(/errorstat_NOPERM:count=(\d+)/.exec(errors)?.[1])).toBeLessThan(100);

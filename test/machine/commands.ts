@@ -2,14 +2,14 @@ import fc from 'fast-check';
 import { ORDERS, type Order, type Puppet } from './puppets';
 import { type Round, type TrackedJob } from './round';
 
-/** What the machine knows before anything has run: how many jobs there will be. */
+/** What the machine knows before anything runs: how many jobs there will be. */
 export type Model = { jobs: number };
 export type Command = fc.AsyncCommand<Model, Round>;
 
-/** How long a step waits for what may or may not happen. */
+/** How long a step waits for something that may or may not happen. */
 const MOMENT_MS = 400;
 
-/** A step: what it does, in words that a failure shows, and the doing. After it everything must hold. */
+/** A step: its description, which a failure shows, and what it does. After each step every promise must hold. */
 class Step implements Command {
   constructor(
     private readonly words: string,
@@ -35,7 +35,7 @@ class Step implements Command {
 const onJob = (which: number, words: string, work: (round: Round, job: TrackedJob) => Promise<unknown>) =>
   new Step(`${words} (job ${which})`, (round) => work(round, round.job(which)), 'needs');
 
-/** Any of those that run the job, or did and have not noticed that it is over. */
+/** One of the tasks that run the job, or that ran it and have not noticed that it is over. */
 function puppetOf(round: Round, job: TrackedJob, which: number): Puppet | undefined {
   const alive = round.world.puppets.alive(job.id);
   return alive[which % alive.length];

@@ -5,13 +5,13 @@ import { World } from './world';
 
 const RUNS = Number(process.env.MACHINE_RUNS ?? 15);
 const SEED = Number(process.env.MACHINE_SEED ?? Date.now() % 2 ** 31);
-/** The most that one round may take before it counts as stuck. */
+/** The longest that one round may take before it counts as stuck. */
 const ROUND_MS = 90_000;
 const JITTER_MS = 8;
 
 /**
- * Any order of whatever callers, tasks, workers, Redis and time may do, on real processes: after each step, and
- * when everything has settled, what was promised holds.
+ * Any order of what callers, tasks, workers, Redis and time may do, with real processes: after each step, and once
+ * everything has settled, every promise holds.
  */
 describe('the machine', () => {
   let world: World;
@@ -44,7 +44,7 @@ describe('the machine', () => {
           if (rounds % 25 === 0) process.stderr.write(`${rounds} of ${RUNS} rounds\n`);
         },
       );
-      // A failure is shown as it was found: a smaller one may need the very same milliseconds.
+      // A failure is shown as it was found: a smaller example may depend on the very same milliseconds.
       await fc.assert(property, { numRuns: RUNS, seed: SEED, endOnFailure: true });
     },
     60_000 + RUNS * ROUND_MS,

@@ -1,5 +1,5 @@
-// A task that does what the test tells it, over the socket that MACHINE_SOCKET names. It says who it is first; then
-// each line that it gets is an order.
+// A task that does what the test tells it, over the socket that MACHINE_SOCKET names. It first says who it is; then
+// each line that it receives is an order.
 import { connect } from 'node:net';
 import { createInterface } from 'node:readline';
 

@@ -33,7 +33,7 @@ export class Puppets {
     return this.began.filter((puppet) => puppet.jobId === jobId);
   }
 
-  /** Those that are still connected: the task has not ended. */
+  /** The tasks that are still connected, and so have not ended. */
   alive(jobId: string): Puppet[] {
     return this.of(jobId).filter(({ socket }) => !socket.destroyed && socket.writable);
   }
@@ -42,7 +42,7 @@ export class Puppets {
     socket.write(`${order}\n`);
   }
 
-  /** Tells everyone who runs the job, now or later. */
+  /** Gives the order to every task that runs the job, now or later. */
   tellFromNowOn(jobId: string, order: Order): void {
     this.standing.set(jobId, order);
     for (const puppet of this.alive(jobId)) this.tell(puppet, order);

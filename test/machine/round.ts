@@ -3,18 +3,18 @@ import { type Row } from '../support/test-database';
 import { isAlive } from '../support/test-system';
 import { type World } from './world';
 
-/** What a caller was told of its cancel. */
+/** What a caller was told in answer to its cancel. */
 type Told = { status: number; key: string | undefined; completedAt: string | null; neverStarted: boolean };
 type JobRow = Row & { id: string; error_code: string | null; scenarios: { pid: number }[] };
 
 const TERMINAL = ['completed', 'failed', 'cancelled'];
 
-/** One job of a round, with everything that was ever seen and said of it. */
+/** One job of a round, with everything that was ever seen of it and said about it. */
 export class TrackedJob {
   readonly told: Told[] = [];
   /** Runs that the round itself asked for, by telling a task to try again. */
   retries = 0;
-  /** How it looked when it had first ended. */
+  /** How the row looked when the job was first seen to have ended. */
   final: string | undefined;
 
   constructor(readonly id: string) {}
@@ -24,7 +24,7 @@ export class TrackedJob {
   }
 }
 
-/** One run of the machine: some jobs in a world that goes on, and what must hold of them. */
+/** One round of the machine: some jobs in a world that outlives the round, and what must hold for them. */
 export class Round {
   readonly jobs: TrackedJob[] = [];
   /** Whether something was done that may cut a run short through no fault of its job. */
@@ -100,12 +100,12 @@ export class Round {
     return new Map(rows.map((row) => [row.id, row]));
   }
 
-  /** Heals the world, and sees every job end as it was told to and every process die. */
+  /** Heals the world, and waits until every job has ended as it was told to and every process is dead. */
   async finish(): Promise<void> {
     const { world } = this;
     await world.heal();
     for (const job of this.jobs) {
-      // Those that were cancelled must die without being told to.
+      // Tasks of cancelled jobs must die without being told to.
       if (!job.cancelled) world.puppets.tellFromNowOn(job.id, 'complete');
     }
     await eventually('every job has ended, and every process', async () => {
@@ -119,7 +119,7 @@ export class Round {
   private async endOf(job: TrackedJob, row: JobRow): Promise<void> {
     const alive = this.world.puppets.of(job.id).filter(({ pid }) => isAlive(pid));
     if (!TERMINAL.includes(row.status)) {
-      // One that computes without yielding hears nothing: only a cancel ends it.
+      // A task that computes without yielding hears nothing: only a cancel ends it.
       if (alive.length > 0 && this.spinning.has(job)) await this.cancel(job);
       throw new Error(`job ${job.id} is ${row.status}`);
     }

@@ -10,7 +10,7 @@ import { Puppets } from './puppets';
 
 const WORKERS = 2;
 
-/** As short as the settings allow, so that whatever waits for a time to pass does not wait long. */
+/** As short as the settings allow, so that nothing has to wait long for a time to pass. */
 const TIMES = {
   CANCEL_POLL_MS: '300',
   RECONCILE_MS: '300',
@@ -27,7 +27,7 @@ const TIMES = {
   WORKER_CONCURRENCY: '8',
 };
 
-/** Real processes for the machine, and what can be done to them. It lasts for many rounds. */
+/** Real processes for the machine, and what can be done to them. A world lasts for many rounds. */
 export class World {
   private constructor(
     readonly system: TestSystem,
@@ -74,7 +74,7 @@ export class World {
     await this.redis.stop();
   }
 
-  /** From now on what goes to Postgres and comes from it takes up to so long, each time another time. */
+  /** From now on whatever goes to or comes from Postgres takes up to `mostMs` longer, a different time each time. */
   jitter(random: () => number, mostMs: number): void {
     this.proxy.slow(() => random() * mostMs);
   }
@@ -99,7 +99,7 @@ export class World {
     for (const worker of this.living()) worker.signal('SIGCONT');
   }
 
-  /** While doorbells are lost the api may not publish: Redis refuses, and the worker hears nothing. */
+  /** While doorbells are lost, the api may not publish: Redis refuses, and the worker hears nothing. */
   async loseDoorbells(lost: boolean): Promise<void> {
     await this.system.redis.call('ACL', 'SETUSER', 'default', lost ? '-publish' : '+publish');
   }
@@ -115,8 +115,8 @@ export class World {
   }
 
   /**
-   * Redis forgets that the job was delivered and delivers it again, and its worker looks lost, until its next sign of life:
-   * another run takes over, while the earlier one goes on.
+   * Makes Redis forget that the job was delivered, and deliver it again, while its worker looks lost until its next
+   * sign of life: another run takes over, while the earlier one goes on.
    */
   async redeliver(jobId: string): Promise<void> {
     const key = this.queue.toKey(jobId);
@@ -135,7 +135,7 @@ export class World {
     await this.queue.add('run', {}, { jobId });
   }
 
-  /** Resolves when another run than this has the job, or after a while. */
+  /** Resolves once another run has the job, or after a while. */
   async untilTakenOver(jobId: string, runId: string | null, milliseconds: number): Promise<void> {
     const takenOver = async () => {
       const { run_id: newest } = await this.system.row(jobId);
@@ -148,14 +148,14 @@ export class World {
     await this.system.redis.flushall();
   }
 
-  /** Everything works again, and enough workers are there. */
+  /** Makes everything work again, with enough workers. */
   async heal(): Promise<void> {
     this.thawWorkers();
     await this.loseDoorbells(false);
     while (this.living().length < WORKERS) await this.system.startWorker();
   }
 
-  /** Lets a moment pass in which things may happen by themselves. */
+  /** Waits a moment for something that may happen by itself. */
   async untilOrLonger(milliseconds: number, look: () => boolean): Promise<void> {
     await eventually('something', look, milliseconds).catch(() => undefined);
   }
@@ -164,7 +164,7 @@ export class World {
     await sleep(milliseconds);
   }
 
-  /** What a process complained of that no fault in this world explains. */
+  /** What processes complained of that no fault in this world explains. */
   complaints(): string[] {
     return [this.system.api, ...this.system.workers]
       .flatMap((each) => each.logs)
@@ -173,7 +173,7 @@ export class World {
   }
 }
 
-/** The database's own checks refuse what the code must never try. Here they would hide that it does. */
+/** Drops the database's own checks: they refuse what the code must never try, and would hide here that it does. */
 async function dropGuards({ pool }: TestSystem): Promise<void> {
   const { rows } = await pool.query<{ table: string; name: string }>(
     `SELECT conrelid::regclass::text AS table, conname AS name FROM pg_constraint

@@ -1,16 +1,16 @@
 import { SLOWEST_MS } from './client.mjs';
 import { leftOver } from './watch.mjs';
 
-/** A worker that was frozen between a claim and its fork forks when it thaws; for so long after that. */
+/** How long after it thaws a worker that was frozen between a claim and its fork may still fork. */
 const THAWING_MS = 5000;
-/** A process may live for so long after the 200, whatever is done to its worker and however busy the machine is. */
+/** How long a process may live after the 200, whatever is done to its worker and however busy the machine is. */
 const DEAD_WITHIN_MS = 30_000;
 /** Types of errors that a caller may be told. */
 const TYPES = new Set([
   ...['invalid_request', 'authentication_error', 'authorization_error', 'not_found', 'service_unavailable'],
 ]);
 
-/** What Postgres says of every job. */
+/** The rows of all jobs in Postgres. */
 export function readRows(world) {
   return world.query(
     `SELECT j.id, j.status, j.run_id, j.attempt, j.started_at, j.completed_at, j.cancel_idempotency_key AS key, j.stopped_at,
@@ -19,7 +19,7 @@ export function readRows(world) {
   );
 }
 
-/** Holds every job against what its callers were told. Returns what contradicts it, as sentences. */
+/** Compares every job with what its callers were told. Returns the contradictions, as sentences. */
 export function audit({ world, jobs, client, watch, faults, earlier, rows, logs }) {
   const faulty = [];
   const rowOf = new Map(rows.map((row) => [row.id, row]));
@@ -61,7 +61,7 @@ function groupBy(list, keyOf) {
   return groups;
 }
 
-/** Every run that a worker or its task says has begun: by its worker's log, or else by the task's own word. */
+/** Every run that has begun, according to its worker's log, or else to the task's own report. */
 function begunRuns(logs, watch) {
   const runs = new Map();
   for (const { runId, jobId, pid, at } of watch.runs.values()) runs.set(runId, { runId, jobId, pid, at });
@@ -104,7 +104,7 @@ function checkCancels(row, { cancelsOf, faulty, begun, watched, faults }) {
   }
 }
 
-/** The answer said what is still true. */
+/** Checks that what the answer said is still true. */
 function checkTold(row, body, faulty) {
   if (row.status !== 'cancelled') faulty.push(`${row.id} was told to be cancelled, and is ${row.status}`);
   if (body.status !== 'cancelled' || body.scenario !== null) faulty.push(`${row.id}: a 200 said ${body.status}`);
@@ -117,14 +117,16 @@ function checkTold(row, body, faulty) {
   if (started !== row.started_at?.getTime()) faulty.push(`${row.id} was told to have started at ${body.started_at}`);
 }
 
-/** Refused: it had ended by then. If it was cancelled, `checkCancels` knows by whom. */
+/**
+ * Checks that a refused cancel came after the job had ended. If the job was cancelled, `checkCancels` knows by whom.
+ */
 function checkRefused(row, { sentAt, answeredAt }, faulty) {
   if (!['completed', 'failed', 'cancelled'].includes(row.status) || row.completed_at.getTime() > answeredAt) {
     faulty.push(`a cancel of ${row.id}, sent at ${sentAt}, was refused before it had ended`);
   }
 }
 
-/** What began after the caller had its 200: only the run that had claimed the job before. */
+/** Checks what began after the caller had its 200: only the run that had already claimed the job may. */
 function checkBegun(row, { body, answeredAt }, runs, { faulty, faults }) {
   if (body.started_at === null && runs.length > 0) faulty.push(`${row.id} was cancelled before it started, and ran`);
   for (const run of runs.filter(({ at }) => at > answeredAt)) {

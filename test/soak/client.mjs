@@ -1,12 +1,12 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 
 export const SLOWEST_MS = 20_000;
-/** A caller gives up after so long. */
+/** How long a caller goes on trying. */
 const PATIENCE_MS = 90_000;
 
 /**
- * A caller of the apis, as one should be: what was answered 503, or was broken off, is sent again, to the other api.
- * Remembers every request and what it was told.
+ * A caller of the apis that behaves as callers should: a request that was answered 503, or broken off, is sent again to
+ * the other api. Remembers every request and its answer.
  */
 export class Client {
   requests = [];
@@ -15,7 +15,7 @@ export class Client {
     Object.assign(this, { world, random });
   }
 
-  /** Sends until there is an answer that is one; nothing when there was none in time. */
+  /** Sends until there is a real answer; returns undefined if there was none in time. */
   async insist(method, path, options) {
     let api = this.random.pick(this.world.apis);
     for (const deadline = Date.now() + PATIENCE_MS; Date.now() < deadline;) {
@@ -27,7 +27,7 @@ export class Client {
     return undefined;
   }
 
-  /** One request. `status` is undefined when it was broken off. */
+  /** Sends one request. `status` is undefined if it was broken off. */
   async send(method, path, { body, key, jobId } = {}, api = this.random.pick(this.world.apis)) {
     const request = { method, jobId, key, api: api.index, sentAt: Date.now() };
     this.requests.push(request);

@@ -9,7 +9,7 @@ const frozen = async (signal, milliseconds) => {
   signal('SIGCONT');
 };
 
-/** What is done to the world, by name. Each returns when it is over and what it hit runs again. */
+/** The faults, by name. Each returns once it is over and what it hit runs again. */
 const FAULTS = {
   'worker killed': async (world, random, fault) => {
     const worker = random.pick(world.workers);
@@ -38,9 +38,9 @@ const FAULTS = {
   'Postgres restarted': (world) => world.restart('postgres', 'SIGINT', () => world.launchPostgres()),
 };
 
-/** One fault every few seconds, each kind as often as the others, until told to stop. */
+/** Injects a fault every few seconds, each kind equally often, until told to stop. */
 export class Faults {
-  /** Those that were, with when they began and were over. */
+  /** The faults so far, with the times at which they began and were over. */
   injected = [];
   #stopped = false;
 
@@ -50,7 +50,7 @@ export class Faults {
 
   start() {
     this.over = this.#injectAll();
-    // What goes wrong here is told by `stop`.
+    // `stop` reports what goes wrong here.
     this.over.catch(() => undefined);
   }
 
@@ -59,12 +59,12 @@ export class Faults {
     await this.over;
   }
 
-  /** Whether any fault was under way, or had been until just before, between these times. */
+  /** Whether any fault was under way between these times, or had ended less than `settleMs` before. */
   hit(from, to, settleMs) {
     return this.injected.some((fault) => fault.from <= to && from <= fault.to + settleMs);
   }
 
-  /** Whether this process had been frozen until just before this time. */
+  /** Whether this process was frozen at this time, or until less than `settleMs` before. */
   thawed(process, at, settleMs) {
     return this.injected.some(({ thawed, from, to }) => thawed === process && from <= at && at <= to + settleMs);
   }
@@ -78,7 +78,7 @@ export class Faults {
         this.injected.push(fault);
         fault.thawed = await FAULTS[name](this.world, this.random, fault);
         const over = Date.now();
-        // Of what was killed the fault is the death; the others have worked while it started again.
+        // For a killed process the fault is its death; while it starts again, the others have worked.
         if (fault.to === Infinity) fault.to = over;
         this.say(`${name}, all is back after ${((over - fault.from) / 1000).toFixed(1)} s`);
       }

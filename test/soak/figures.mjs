@@ -1,6 +1,6 @@
 import { LOOK_EVERY_MS } from './watch.mjs';
 
-/** A run that is hit is so until this much after the fault: a frozen worker has to find out what it missed. */
+/** A fault counts as hitting a run until this long after it: a frozen worker has to find out what it missed. */
 const SETTLE_MS = 2000;
 
 /** What happened, as lines to print. */

@@ -1,13 +1,13 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-/** Behind the others in the queue a job can wait for so long; then it is cancelled there. */
+/** How long a job may wait behind the others in the queue; after that it is cancelled there. */
 const SEEN_WITHIN_MS = 120_000;
 
-/** Longer than a cancelled process may live; see the audit. */
+/** Longer than a cancelled process may live; see audit.mjs. */
 const FOR_EVER_MS = 60_000;
 
-/** What the jobs are, and how often. The last are those that are cancelled while they run. */
+/** The kinds of jobs and how often they occur. The last are those that are cancelled while they run. */
 const MIXTURE = [
   [58, (random) => ({ prompt: 'quick', ms: random.between(0, 0) })],
   [22, (random) => waits(random.between(50, 500))],
@@ -18,7 +18,7 @@ const MIXTURE = [
 ];
 const waits = (milliseconds) => ({ prompt: `wait ${milliseconds}`, ms: milliseconds });
 
-/** Every job of the run: what it does, and when and how it is cancelled. The seed decides it all. */
+/** Every job of the soak: what it does, and when and how it is cancelled. All of it depends on the seed alone. */
 export function planJobs(count, random) {
   return Array.from({ length: count }, (_, index) => {
     const plan = { index, ...weighted(random), withRequestId: random.chance(0.8) };
@@ -34,7 +34,7 @@ function weighted(random) {
 function planCancel(random, plan) {
   const cancel = {
     key: random.chance(0.6) ? randomUUID() : undefined,
-    // A second caller, who does not know of the first.
+    // Whether a second caller, who does not know of the first, cancels as well.
     twice: random.chance(0.2),
   };
   const moment = random.between(1, 10);
@@ -42,7 +42,7 @@ function planCancel(random, plan) {
   if (moment <= 4) return { cancel: { ...cancel, moment: 'any', afterMs: random.between(0, 3000) } };
   if (moment <= 8) {
     const prompt = `${random.pick(['wait', 'wait', 'spin', 'deaf'])} ${FOR_EVER_MS}`;
-    // Its caller must learn of it, or nobody cancels it.
+    // Its caller must learn the job's id, or nobody cancels it.
     return { prompt, withRequestId: true, cancel: { ...cancel, moment: 'running', afterMs: random.between(0, 600) } };
   }
   const ms = plan.ms || random.between(50, 500);
@@ -52,7 +52,9 @@ function planCancel(random, plan) {
   };
 }
 
-/** Creates the jobs at a steady pace and cancels those that are to be. Resolves when every caller has gone. */
+/**
+ * Creates the jobs at a steady pace and cancels those that are planned to be. Resolves when every caller has finished.
+ */
 export async function load({ plans, client, watch, pacePerSecond, say }) {
   const began = performance.now();
   const callers = [];
@@ -64,10 +66,10 @@ export async function load({ plans, client, watch, pacePerSecond, say }) {
   return Promise.all(callers);
 }
 
-/** One caller: creates a job, and cancels it if that is the plan. Returns all that it was told. */
+/** One caller: creates a job, and cancels it if that is planned. Returns everything that the caller was told. */
 async function call(plan, client, watch) {
   const body = { user_email: 'ada@example.com', prompt: plan.prompt };
-  // Without a request id a create that was broken off must not be sent again: it may have been done.
+  // Without a request id, a create that was broken off must not be sent again: it may have taken effect.
   const created = plan.withRequestId
     ? await client.insist('POST', '', { body: { ...body, request_id: randomUUID() } })
     : await client.send('POST', '', { body });
@@ -78,7 +80,7 @@ async function call(plan, client, watch) {
   await sleep(cancel.afterMs);
   const keys = cancel.twice ? [cancel.key, randomUUID()] : [cancel.key];
   await Promise.all(keys.map((key) => client.insist('DELETE', `/${job.id}`, { key, jobId: job.id })));
-  // A caller who got no answer, or asks for another reason, asks again with the same key.
+  // A caller that got no answer, or has another reason, asks again with the same key.
   if (cancel.key) await client.insist('DELETE', `/${job.id}`, { key: cancel.key, jobId: job.id });
   return job;
 }

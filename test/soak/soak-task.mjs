@@ -11,7 +11,7 @@ const kinds = {
   quick: () => undefined,
   wait: (milliseconds, signal) => sleep(milliseconds, undefined, { signal }),
   spin,
-  /** Is asked to stop and goes on. */
+  /** Goes on when it is asked to stop. */
   deaf: (milliseconds) => sleep(milliseconds),
   flaky: () => {
     if (Math.random() < 0.5) throw Object.assign(new Error('try again'), { retryable: true });

@@ -1,4 +1,4 @@
-// npm run soak: many jobs through real processes while processes and servers fail, and an audit of every one.
+// npm run soak: many jobs through real processes, while processes and servers fail, and an audit of every job.
 import { readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -29,7 +29,7 @@ Exit codes: 0 nothing contradicts what callers were told, 1 something does, 2 wr
 `;
 const PACE_PER_SECOND = 12;
 const SETTLED_WITHIN_MS = 300_000;
-/** Long enough for whatever still believes that it may change something. */
+/** Long enough for any process that still believes it may change something. */
 const AFTERWARDS_MS = 3000;
 const SHOWN = 30;
 
@@ -107,7 +107,7 @@ async function soak({ processes, place, jobs: count, seed, say }) {
   return faulty;
 }
 
-/** Waits until every job has ended and every cancelled run is confirmed to be gone; gives up after long. */
+/** Waits until every job has ended and every cancelled run is confirmed to be gone; gives up after a long time. */
 async function untilSettled(world, say) {
   for (const deadline = Date.now() + SETTLED_WITHIN_MS; Date.now() < deadline; await sleep(500)) {
     const [left] = await world.query(
@@ -121,7 +121,7 @@ async function untilSettled(world, say) {
   }
 }
 
-/** A few of those that are not over, for whoever wonders what they wait for. */
+/** A few of the jobs that are not over, to show what they wait for. */
 async function someOf(world) {
   const rows = await world.query(
     `SELECT j.id, j.status, j.attempt, j.prompt FROM scenario_jobs j

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 export const LOOK_EVERY_MS = 20;
 
-/** Watches the process of every run, from when its task says that it runs until it is dead. */
+/** Watches the process of every run, from when its task reports that it runs until the process is dead. */
 export class Watch {
   runs = new Map();
   #alive = new Set();
@@ -36,7 +36,7 @@ export class Watch {
     }
   }
 
-  /** Returns when a run of the job has begun, or in any case after some time. */
+  /** Returns once a run of the job has begun, or after `limitMs`. */
   async untilRuns(jobId, limitMs) {
     for (const end = Date.now() + limitMs; Date.now() < end; await sleep(LOOK_EVERY_MS)) {
       if (this.#begun.has(jobId)) return;
@@ -53,7 +53,7 @@ function isAlive(pid) {
   }
 }
 
-/** Processes that live and that carry the run id of one of these runs, whatever group they are in. */
+/** Living processes that carry the run id of one of these runs, whatever their group. */
 export function leftOver(runIds) {
   return readdirSync('/proc')
     .filter((name) => /^\d+$/.test(name) && isAlive(name))

@@ -12,7 +12,7 @@ import { nodeFlagsOf } from '../../scripts/service.mjs';
 
 const APIS = 2;
 export const WORKERS = 3;
-/** The built service, or a copy of it that has been spoiled. */
+/** The built service, or a copy of it with a fault put in. */
 const DIST = process.env.SERVICE_DIST ?? join(root, 'dist');
 const READY_WITHIN_MS = 60_000;
 
@@ -40,7 +40,7 @@ export const SETTINGS = {
 export class World {
   apis = [];
   workers = [];
-  /** Whatever ended although nobody ended it. */
+  /** Processes that ended although nobody ended them. */
   unexpected = [];
   #logs = new Set();
   #redisPassword = randomBytes(24).toString('hex');
@@ -83,7 +83,7 @@ export class World {
     return startRedis(this.processes, this.place, options);
   }
 
-  /** Ends a server and starts it again, with what it has on disk. */
+  /** Ends a server and starts it again with what it has on disk. */
   async restart(name, signal, launch) {
     this.#ending.add(name);
     const ended = new Promise((resolve) => (this.whenEnded = resolve));
@@ -97,7 +97,7 @@ export class World {
     return this.processes.pidOf('redis');
   }
 
-  /** One Redis command on a connection of its own. */
+  /** Sends one Redis command on a connection of its own. */
   async redis(command) {
     const { Redis } = await import('ioredis');
     const redis = new Redis(this.environment.REDIS_URL);
@@ -109,7 +109,7 @@ export class World {
     }
   }
 
-  /** One statement, again until Postgres answers. */
+  /** Runs one statement, and repeats it until Postgres answers. */
   async query(statement, values) {
     for (const deadline = Date.now() + READY_WITHIN_MS; ;) {
       try {
@@ -121,7 +121,7 @@ export class World {
     }
   }
 
-  /** Starts an api on its port; `down` is when it could not be reached. */
+  /** Starts an api on its port; `down` records when it could not be reached. */
   async launchApi(api) {
     api.down.push({ from: api.killedAt ?? 0, to: Infinity });
     const name = `api-${api.index}`;
@@ -138,7 +138,7 @@ export class World {
     await this.#untilLogged(name, 'worker is listening');
   }
 
-  /** SIGKILL, as the out-of-memory killer does it. */
+  /** Kills a service with SIGKILL, as the out-of-memory killer does. */
   async kill(service) {
     service.killedAt = Date.now();
     service.child.isKilled = true;
@@ -146,12 +146,12 @@ export class World {
     if (service.child.signalCode === null) await once(service.child, 'exit');
   }
 
-  /** Every line that the services have logged, in the order of their times. */
+  /** Every line that the services have logged, in order of time. */
   logLines() {
     return [...this.#logs].flatMap((name) => this.#linesOf(name)).sort((a, b) => a.at - b.at);
   }
 
-  /** The runs that their tasks have reported from this byte on. */
+  /** The runs that their tasks have reported since this byte of the file. */
   reportedRuns(from) {
     const { size } = statSync(this.runsFile);
     if (size === from) return { runs: [], next: from };
@@ -168,7 +168,7 @@ export class World {
         const line = JSON.parse(text);
         return [{ ...line, process: name, at: Date.parse(line.time) }];
       } catch {
-        return []; // Not a log line, or the half that a killed process could write of one.
+        return []; // Not a log line, or half of one, written by a process that was killed.
       }
     });
   }

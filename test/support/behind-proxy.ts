@@ -1,7 +1,7 @@
 import { TcpProxy } from './tcp-proxy';
 import { TestSystem } from './test-system';
 
-/** A system of which the api, or every worker, reaches Postgres by way of a proxy, and has these settings besides. */
+/** Starts a system in which the api, or every worker, reaches Postgres through a proxy and also has these settings. */
 export async function startBehindProxy(
   who: 'api' | 'worker',
   settings: Record<string, string> = {},
@@ -23,7 +23,7 @@ export async function startBehindProxy(
   }
 }
 
-/** The same, while `work` runs. */
+/** The same for as long as `work` runs. */
 export async function whileBehindProxy(
   who: 'api' | 'worker',
   settings: Record<string, string>,

@@ -1,4 +1,4 @@
-// With `node --import`: collects all garbage whenever SIGUSR2 comes, so that what is left is in use.
+// With `node --import`: collects all garbage on SIGUSR2, so that the memory that is left is in use.
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 

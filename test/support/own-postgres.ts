@@ -20,7 +20,7 @@ export class OwnPostgres {
     return postgres;
   }
 
-  /** Ends it, gently or as a crash does, and starts it again on the same port. */
+  /** Ends Postgres, gently or as a crash does, and starts it again on the same port. */
   async restart(how: 'fast' | 'immediate'): Promise<void> {
     this.keeper.stdin?.write(`${how}\n`);
     await this.answer();

@@ -26,7 +26,7 @@ export class OwnRedis {
     return redis.launched();
   }
 
-  /** One that watches these and makes another one the master when the master dies. */
+  /** Starts a sentinel that watches this master, and makes another Redis the master when it dies. */
   static async startSentinel(master: OwnRedis): Promise<OwnRedis> {
     const redis = new OwnRedis(await programOfSharedRedis(), await freePort(), ['--sentinel']);
     writeFileSync(
@@ -35,7 +35,7 @@ export class OwnRedis {
         'sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 5000\n',
     );
     await redis.launched();
-    // It looks at the others every 10 s by itself; before Redis 7 it cannot be hurried.
+    // By itself a sentinel looks at the others every 10 s; before Redis 7 it cannot be made faster.
     await redis.command('sentinel', 'debug', 'info-period', '1000', 'publish-period', '500').catch(() => undefined);
     return redis;
   }
@@ -50,7 +50,7 @@ export class OwnRedis {
     }
   }
 
-  /** Freezes it: connections stay open and nothing is answered. */
+  /** Freezes Redis: connections stay open and nothing is answered. */
   pause(): void {
     this.server.kill('SIGSTOP');
   }
@@ -59,9 +59,9 @@ export class OwnRedis {
     this.server.kill('SIGCONT');
   }
 
-  /** Lets its background save fail: it then refuses to change anything (MISCONF), as it does when a disk is full. */
+  /** Makes its background save fail: Redis then refuses to change anything (MISCONF), as when a disk is full. */
   async failToSave(): Promise<void> {
-    // A folder where the file belongs: the save fails whoever runs Redis.
+    // A folder where the file belongs makes the save fail whoever runs Redis.
     mkdirSync(join(this.folder, 'dump.rdb', 'in-the-way'), { recursive: true });
     await this.command('config', 'set', 'save', '3600 1000000');
     await this.save('err');
@@ -79,7 +79,7 @@ export class OwnRedis {
     );
   }
 
-  /** Any command, on a connection of its own. */
+  /** Sends any command, on a connection of its own. */
   async command(name: string, ...args: string[]): Promise<unknown> {
     const client = new Redis(this.url);
     try {
@@ -89,13 +89,13 @@ export class OwnRedis {
     }
   }
 
-  /** Ends it and starts it again with what it had kept on disk. */
+  /** Ends Redis and starts it again with what it had kept on disk. */
   async restart(): Promise<void> {
     await this.end();
     await this.launch();
   }
 
-  /** Ends it as a machine does that loses its power. */
+  /** Ends Redis as a power failure does. */
   async kill(): Promise<void> {
     this.server.kill('SIGKILL');
     if (this.server.signalCode === null) await once(this.server, 'exit');
@@ -122,7 +122,7 @@ export class OwnRedis {
     }
   }
 
-  /** Ends it: connections are cut, and new ones refused. What it had kept on disk stays. */
+  /** Ends Redis: connections are cut and new ones refused. What it had kept on disk stays. */
   async end(): Promise<void> {
     this.resume();
     if (this.server.exitCode !== null || this.server.signalCode !== null) return;

@@ -1,4 +1,4 @@
-// Keeps a Postgres for one test file: prints its URL, restarts it when told to, ends it when its input ends.
+// Keeps a Postgres for one test file: prints its URL, restarts it when told to, and ends it when standard input ends.
 // Arguments are flags for Postgres.
 import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -10,7 +10,7 @@ import { createTemplate } from './template.mjs';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 const place = mkdtempSync(join(reachable(join(root, '.local', 'own-postgres')), 'p-'));
-chmodSync(place, 0o711); // Postgres runs as another user than root.
+chmodSync(place, 0o711); // Postgres runs as a user other than root.
 const processes = await Processes.open(place);
 const port = await freePort();
 const flags = ['-c', 'fsync=off', '-c', 'full_page_writes=off', ...process.argv.slice(2)];

@@ -1,6 +1,6 @@
 import { connect, type Socket } from 'node:net';
 
-/** Sends bytes as they are, and returns the whole of what comes back until the other side closes. */
+/** Sends bytes as they are, and returns everything that comes back until the other side closes. */
 export async function rawHttp(baseUrl: string, bytes: string | Buffer): Promise<string> {
   const { hostname, port } = new URL(baseUrl);
   return new Promise((resolve, reject) => {
@@ -32,7 +32,7 @@ export class RawConnection {
     this.socket.on('data', (chunk: Buffer) => {
       this.received = Buffer.concat([this.received, chunk]);
     });
-    // Reset, or written to after the other side had closed: closed all the same.
+    // A connection that was reset, or written to after the other side had closed, is closed all the same.
     this.socket.on('error', () => undefined);
     this.socket.on('end', () => this.socket.end());
     this.socket.on('close', () => (this.closed = true));
@@ -59,8 +59,8 @@ export class RawConnection {
 export type RawAnswer = { status: number; headers: Record<string, string[]>; body: string };
 
 /**
- * The answers in what came back, in order, without those that only say that more will come (100). `methods` are
- * those of the requests: the answer to HEAD has no body. `rest` is what is not yet a whole answer.
+ * The answers in what came back, in order, without interim ones (100 Continue). `methods` are those of the requests:
+ * the answer to HEAD has no body. `rest` is what is not yet a whole answer.
  */
 export function parseAnswers(bytes: Buffer, methods: string[]): { answers: RawAnswer[]; rest: Buffer } {
   const answers: RawAnswer[] = [];

@@ -1,15 +1,17 @@
 import { randomBytes } from 'node:crypto';
 import { Redis } from 'ioredis';
 
-/** A user of the shared Redis, for processes of which Redis is to refuse something, or to cut the connections. */
+/**
+ * A user of the shared Redis, for processes to which Redis is to refuse something or whose connections are to be cut.
+ */
 export class RedisUser {
   private constructor(
     private readonly name: string,
-    /** With these a process logs in as this user. */
+    /** Settings with which a process logs in as this user. */
     readonly settings: { REDIS_URL: string },
   ) {}
 
-  /** Who may do everything but what the rules take away, such as `-publish`. */
+  /** Creates a user who may do everything except what the rules take away, such as `-publish`. */
   static async create(...rules: string[]): Promise<RedisUser> {
     const [name, password] = [randomBytes(4).toString('hex'), randomBytes(8).toString('hex')];
     await command('ACL', 'SETUSER', name, 'on', `>${password}`, '~*', '&*', '+@all', ...rules);
@@ -17,13 +19,13 @@ export class RedisUser {
     return new RedisUser(name, { REDIS_URL: url.href });
   }
 
-  /** Cuts every connection of its processes, which may make them anew. */
+  /** Cuts every connection of its processes, which may connect again. */
   async cut(): Promise<void> {
     await command('CLIENT', 'KILL', 'USER', this.name);
   }
 }
 
-/** Settings of an api of which every doorbell is lost. */
+/** Settings of an api whose doorbells are all lost. */
 export async function mute() {
   const { settings } = await RedisUser.create('-publish');
   return () => settings;

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { eventually } from './eventually';
 
-/** The built service, or a copy of it that a test has spoiled. */
+/** The built service, or a copy of it that a test has put a fault into. */
 export const DIST = process.env.SERVICE_DIST ?? join(__dirname, '../../dist');
 
 export type LogLine = Record<string, unknown> & { msg?: string; jobId?: string; runId?: string };
@@ -12,7 +12,7 @@ export type LogLine = Record<string, unknown> & { msg?: string; jobId?: string; 
 /** An api or a worker: the built program in a process of its own. */
 export class ServiceProcess {
   readonly logs: LogLine[] = [];
-  /** What was printed that is not a log line. */
+  /** Printed lines that are not log lines. */
   readonly printed: string[] = [];
   private readonly child: ChildProcess;
 
@@ -33,7 +33,7 @@ export class ServiceProcess {
     }
   }
 
-  /** Starts it and waits until it listens. */
+  /** Starts the program and waits until it listens. */
   static async start(entry: 'main.api.js' | 'main.worker.js', environment: Record<string, string>) {
     const started = new ServiceProcess(entry, environment);
     try {
@@ -50,7 +50,7 @@ export class ServiceProcess {
     }
   }
 
-  /** Starts it, and waits until it ends by itself. */
+  /** Starts the program, and waits until it ends by itself. */
   static async runToEnd(entry: string, environment: Record<string, string>) {
     const started = new ServiceProcess(entry, environment);
     await once(started.child, 'close');
@@ -74,17 +74,17 @@ export class ServiceProcess {
     this.child.kill(signal);
   }
 
-  /** The first line with this message that is about this job. */
+  /** The first line with this message about this job. */
   logged(message: string, jobId?: string): LogLine | undefined {
     return this.logs.find((line) => line.msg === message && (jobId === undefined || line.jobId === jobId));
   }
 
-  /** Waits for that line. */
+  /** Waits for such a line. */
   untilLogged(message: string, jobId?: string): Promise<LogLine> {
     return eventually(`"${message}" is logged`, () => this.logged(message, jobId));
   }
 
-  /** The sum of all that a histogram has observed, whatever its labels. */
+  /** The sum of everything that a histogram has observed, whatever its labels. */
   async observed(histogram: string): Promise<number> {
     const text = await (await fetch(`${this.url}/metrics`)).text();
     if (!text.includes(`# TYPE ${histogram} histogram\n`)) throw new Error(`there is no histogram ${histogram}`);
@@ -92,12 +92,12 @@ export class ServiceProcess {
     return sums.reduce((total, line) => total + Number(line.split(' ').at(-1)), 0);
   }
 
-  /** From now on nobody reads what it prints. */
+  /** From now on nobody reads what the process prints. */
   stopReading(): void {
     this.child.stdout?.destroy();
   }
 
-  /** Until `readOn` whoever reads what it prints is busy. */
+  /** Stops reading what the process prints, like a busy reader, until `readOn`. */
   holdReading(): void {
     this.child.stdout?.pause();
   }

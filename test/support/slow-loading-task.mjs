@@ -1,4 +1,4 @@
-// A task module that takes until a file exists to load: it waits for it, or keeps the event loop busy.
+// A task module that does not finish loading until a file exists: it awaits the file, or keeps the event loop busy.
 import { existsSync, writeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 

@@ -2,12 +2,12 @@ import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-/** What is done with what one side sends, before the other side gets it. */
+/** What happens to what one side sends before the other side gets it. */
 type Weather =
   | { kind: 'clear' }
-  /** Everything arrives so much later. */
+  /** Everything arrives later by the delay. */
   | { kind: 'slow'; delayMs: () => number }
-  /** Connections stay open and nothing arrives any more: the cable is out. */
+  /** Connections stay open but nothing arrives any more, as when a cable is pulled out. */
   | { kind: 'silent' };
 
 /** A real TCP proxy in front of a real server, which can do to connections what networks do. */
@@ -20,32 +20,32 @@ export class TcpProxy {
 
   private constructor(private readonly target: URL) {}
 
-  /** In front of the server that the URL names. */
+  /** Starts a proxy in front of the server that the URL names. */
   static async start(targetUrl: string): Promise<TcpProxy> {
     const proxy = new TcpProxy(new URL(targetUrl));
     await proxy.accept();
     return proxy;
   }
 
-  /** The URL of something on the server, by way of this proxy. */
+  /** The URL of something on the server, through this proxy. */
   through(url: string): string {
     const changed = new URL(url);
     changed.host = `127.0.0.1:${this.port}`;
     return changed.href;
   }
 
-  /** From now on everything arrives late, by as many milliseconds as the function says each time. */
+  /** From now on everything arrives late, by the milliseconds that the function returns each time. */
   slow(delayMs: () => number): void {
     this.weather = { kind: 'slow', delayMs };
   }
 
-  /** From now on nothing arrives, on old connections and on new ones. */
+  /** From now on nothing arrives, on old or new connections. */
   silence(): void {
     this.weather = { kind: 'silent' };
     for (const each of this.connections) each.dead = true;
   }
 
-  /** Connections that are made from now on work. Those that were silenced stay silent: it is theirs to notice. */
+  /** New connections work from now on. Those that were silenced stay silent: the service must notice by itself. */
   clear(): void {
     this.weather = { kind: 'clear' };
   }
@@ -64,7 +64,7 @@ export class TcpProxy {
     await closed;
   }
 
-  /** Listens on its port, again after `refuse`. */
+  /** Listens on the proxy's port; after `refuse`, on the same one again. */
   async accept(): Promise<void> {
     this.server = createServer((client) => this.take(client)).listen(this.port, '127.0.0.1');
     await once(this.server, 'listening');
@@ -72,16 +72,16 @@ export class TcpProxy {
   }
 
   /**
-   * Cuts the next connection on which a client sends these bytes: before the server gets them (`asked`), or when
-   * it has answered and before the client gets that (`answered`). Resolves when that has happened.
+   * Cuts the next connection on which a client sends these bytes: before the server gets them (`asked`), or once the
+   * server has answered and before the client gets the answer (`answered`). Resolves when that has happened.
    */
   cutWhenSent(bytes: string, when: 'asked' | 'answered'): Promise<void> {
     return new Promise((done) => (this.trap = { bytes: Buffer.from(bytes), when, done }));
   }
 
   /**
-   * Holds back what the server answers to the next thing with these bytes that a client sends. Resolves when it has
-   * answered, with what lets the answer pass.
+   * Holds back the server's answer to the next message of a client that contains these bytes. Resolves once the server
+   * has answered, with a function that lets the answer pass.
    */
   holdAnswer(bytes: string): Promise<() => void> {
     let pass!: () => void;
@@ -136,15 +136,15 @@ export class TcpProxy {
 type Trap = {
   bytes: Buffer;
   when: 'asked' | 'answered';
-  /** What is sent is held back until then; without it the connection is cut. */
+  /** What is sent is held back until this resolves; without it the connection is cut. */
   held?: Promise<void>;
   done: () => void;
 };
 
 class Connection {
-  /** Nothing passes any more, and nobody is told. */
+  /** Whether nothing passes any more, without either side being told. */
   dead = false;
-  /** Set when the next thing that the server says must not arrive, or not yet. */
+  /** Set when the server's next answer must not arrive, or not yet. */
   answered: Trap | undefined;
   readonly closed: Promise<unknown>;
 

@@ -6,7 +6,7 @@ import pg from 'pg';
 const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 const TEMPLATE = 'scenario_jobs_template';
 
-/** Makes the migrated database that every test's own is cloned from. */
+/** Creates the migrated database of which every test's own is a clone. */
 export async function createTemplate(url) {
   const client = new pg.Client({ connectionString: url });
   await client.connect();

@@ -6,7 +6,7 @@ import { parseSettings } from '../../src/config/settings';
 import { Database } from '../../src/infrastructure/database';
 import { newId } from '../../src/infrastructure/ids';
 
-/** What the row says that the API does not show. */
+/** The columns of a job's row that the API does not show. */
 export type Row = {
   status: string;
   attempt: number;
@@ -67,7 +67,9 @@ export class TestDatabase {
     return { key, keyId };
   }
 
-  /** It as the service's own code uses it, by a URL with that at its end. Closed by `close`, if not before. */
+  /**
+   * The database as the service's own code uses it, by a URL with `query` appended. Closed by `close`, if not before.
+   */
   prisma(query = '', url = this.url): Database {
     const settings = parseSettings({ DATABASE_URL: url + query, REDIS_URL: process.env.TEST_REDIS_URL! });
     const database = new Database(settings, pino({ level: 'silent' }));
@@ -87,7 +89,7 @@ export class TestDatabase {
     return rows[0]?.count as number;
   }
 
-  /** Inserts so many queued jobs that the queue does not know, and returns their ids, in order. */
+  /** Inserts this many queued jobs that the queue does not know, and returns their ids, in order. */
   async insertQueued(count: number, workspaceId = this.workspace.id): Promise<string[]> {
     const ids = Array.from({ length: count }, newId).sort();
     await this.pool.query(
@@ -98,7 +100,7 @@ export class TestDatabase {
     return ids;
   }
 
-  /** While `work` runs, somebody else has locked the row of a job, or of several, or of something else. */
+  /** Runs `work` while another connection holds a lock on a job's row, on several rows, or on rows of another table. */
   async lockRow<T>(id: string | string[], work: () => Promise<T>, table = 'scenario_jobs'): Promise<T> {
     const client = await this.pool.connect();
     try {
@@ -110,7 +112,7 @@ export class TestDatabase {
     }
   }
 
-  /** While `work` runs, nobody can connect to the database and every connection to it is cut. */
+  /** Runs `work` while nobody can connect to the database and every connection to it is cut. */
   async cutPostgres(work: () => Promise<void>) {
     const server = new Client({ connectionString: this.serverUrl });
     await server.connect();

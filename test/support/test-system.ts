@@ -7,13 +7,13 @@ import { eventually } from './eventually';
 import { type LogLine, ServiceProcess } from './service-process';
 import { TestDatabase } from './test-database';
 
-/** The task module that knows how to misbehave; see there. */
+/** The task module with every kind of misbehaviour; see there. */
 export const ZOO = join(__dirname, 'zoo.mjs');
 
-/** Short times, so that a test of what happens after them need not wait long. */
+/** Short times, so that tests of what happens after them need not wait long. */
 const SHORT_TIMES = {
   SCENARIO_TASK: ZOO,
-  // Not these: a task that stops when it is asked must have the time, however busy the machine is.
+  // Not these two: a task that stops when it is asked must have the time, however busy the machine is.
   STOP_ACK_MS: '20000',
   STOP_GRACE_MS: '20000',
   STOP_KILL_MS: '400',
@@ -23,13 +23,13 @@ const SHORT_TIMES = {
   DRAIN_MS: '500',
 };
 
-/** For tests of tasks that do not stop when they are asked. */
+/** For tests of tasks that do not stop when asked. */
 export const IMPATIENT = { STOP_ACK_MS: '400', STOP_GRACE_MS: '600' };
 
-/** For tests of what a worker learns otherwise. */
+/** For tests of what a worker learns by other means than the poll. */
 export const NO_POLL = { CANCEL_POLL_MS: '3600000', BLIND_MS: '7200000', WORKER_LOST_MS: '10800000' };
 
-/** For tests of workers that are lost. */
+/** For tests of lost workers. */
 export const SOON_LOST = { CANCEL_POLL_MS: '200', BLIND_MS: '900', WATCHDOG_MS: '1000', WORKER_LOST_MS: '1200' };
 
 export type Job = {
@@ -51,11 +51,11 @@ type StartOptions = {
   workers?: number;
   /** For every process. */
   settings?: Record<string, string>;
-  /** For the api alone, given those of every process. */
+  /** For the api alone; is given the settings of every process. */
   api?: (settings: Record<string, string>) => Record<string, string>;
-  /** For the workers alone; `startWorker` can have more. */
+  /** For the workers alone; `startWorker` can add more. */
   worker?: (settings: Record<string, string>) => Record<string, string>;
-  /** Other than the one that all tests share; settings can have a longer `REDIS_URL` of the same servers. */
+  /** Another Redis than the one that all tests share; settings can have a longer `REDIS_URL` of the same servers. */
   redisUrl?: string;
   postgresUrl?: string;
 };
@@ -115,7 +115,7 @@ export class TestSystem extends TestDatabase {
     return `${this.api.url}/rest/v1/scenario-studio/jobs`;
   }
 
-  /** One request to the jobs resource, with the system's key unless other headers are given. */
+  /** Sends one request to the jobs resource, with the system's key unless other headers are given. */
   async request<Body = Job>(
     method: string,
     path = '',
@@ -152,7 +152,7 @@ export class TestSystem extends TestDatabase {
     return this.request<Job & ErrorBody>('DELETE', `/${jobId}`, { headers });
   }
 
-  /** What the api has logged until now, all of it: its last lines are written a moment later. */
+  /** Everything that the api has logged until now, including its last lines, which are written a moment later. */
   async apiLog(): Promise<LogLine[]> {
     const id = randomUUID();
     await fetch(`${this.api.url}/livez`, { headers: { 'x-request-id': id } });
@@ -192,7 +192,7 @@ export class TestSystem extends TestDatabase {
     return { job, pid };
   }
 
-  /** How many entries of the queue there are for the job. */
+  /** How many entries the queue has for the job. */
   isQueued(jobId: string) {
     return this.redis.exists(`${this.settings.QUEUE_PREFIX}:scenario-jobs:${jobId}`);
   }
@@ -212,7 +212,7 @@ export class TestSystem extends TestDatabase {
   }
 }
 
-/** Whether any process of the group of this task lives. A zombie, which nobody has buried yet, does not. */
+/** Whether any process of this task's group lives. A zombie does not. */
 export async function groupIsAlive(pid: number): Promise<boolean> {
   return (await livingMembers(new Set([pid]), [])).length > 0;
 }
@@ -222,12 +222,12 @@ export function isAlive(pid: number): boolean {
   return !['Z', 'X', undefined].includes(stateOf(pid));
 }
 
-/** Whether SIGSTOP has reached this process: until then it can still wake up and hear what it is told. */
+/** Whether SIGSTOP has reached this process: until then it can still wake up and receive messages. */
 export function isFrozen(pid: number): boolean {
   return stateOf(pid) === 'T';
 }
 
-/** The letter that `ps` shows for it; nothing if it is gone. */
+/** The letter that `ps` shows for the state of a process; undefined if the process is gone. */
 function stateOf(pid: number): string | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');

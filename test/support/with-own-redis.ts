@@ -1,7 +1,7 @@
 import { OwnRedis } from './own-redis';
 import { TestSystem } from './test-system';
 
-/** A system with a Redis of its own, to be stopped after it. */
+/** Starts a system with a Redis of its own, which must be stopped after the system. */
 export async function startWithOwnRedis(settings: Record<string, string> = {}) {
   const redis = await OwnRedis.start();
   try {

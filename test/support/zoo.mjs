@@ -1,15 +1,15 @@
-// Every kind of task, by the first word of the prompt: kind ones, rude ones, broken ones. Each says "running" and
-// its process id first, so that a test knows that it has begun.
+// Every kind of task, chosen by the first word of the prompt: kind ones, rude ones, broken ones. Each first prints
+// "running" and its process id, so that a test knows that it has begun.
 import { spawn, spawnSync } from 'node:child_process';
 import { closeSync, readdirSync, readFileSync, readlinkSync, writeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-// Written at once, also by a task that never yields.
+// Written at once, even by a task that never yields.
 const say = (text) => writeSync(1, `${text}\n`);
 const spin = () => {
   for (;;);
 };
-/** Writes on the channel between this process and its worker, until its worker has taken it. */
+/** Writes on the channel between this process and its worker, until the worker has taken everything. */
 const tellLine = (line) => {
   for (let rest = Buffer.from(line); rest.length > 0;) {
     try {
@@ -25,7 +25,7 @@ const forever = () => sleep(2 ** 30);
 const species = {
   /** Makes a scenario at once. */
   quick: () => ({ name: 'Quick scenario', persona: 'Ada' }),
-  /** Makes a scenario, and leaves somebody behind who holds its output and hides. */
+  /** Makes a scenario, and leaves a process behind that holds its output and hides. */
   hider: async () => {
     const child = spawn('sleep', ['1000'], { detached: true, env: {}, stdio: ['ignore', 'inherit', 'inherit'] });
     say(`child ${child.pid}`);
@@ -43,19 +43,19 @@ const species = {
     await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
     say(`stopped by ${signal.reason.name}: ${signal.reason.cause}`);
   },
-  /** Stops when it is asked to, after some cleaning up: as many milliseconds as its second word says. */
+  /** Stops when it is asked to, after cleaning up for as many milliseconds as its second word says. */
   tidy: async (_input, { signal }, ms = 50) => {
     await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
     await sleep(Number(ms));
     say('tidied');
   },
-  /** Stops when it is asked to, and says more at once than a pipe holds. */
+  /** Stops when it is asked to, and prints more at once than a pipe holds. */
   talkative: async (_input, { signal }) => {
     await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
     process.stdout.write(`${'x'.repeat(2 ** 20)}\n`);
     console.log('last words');
   },
-  /** Stops when it is asked to, and has exit handlers, of which one fails. */
+  /** Stops when it is asked to, and has exit handlers, one of which fails. */
   careful: (_input, { signal }) => {
     process.on('unhandledRejection', () => say('unhandled'));
     process.on('exit', () => say('the first exit handler has run'));
@@ -69,7 +69,7 @@ const species = {
     await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
     return { name: 'Late scenario' };
   },
-  /** Acknowledges and goes on. */
+  /** Acknowledges the stop and goes on. */
   deaf: forever,
   /** Computes without yielding. */
   spin,
@@ -82,7 +82,7 @@ const species = {
     setInterval(() => tell({ kind: 'acknowledged' }), 100);
     return forever();
   },
-  /** Waits without yielding for a child, until SIGTERM ends that; ignores SIGTERM itself, and only then acknowledges. */
+  /** Blocks, waiting for a child that SIGTERM ends; ignores SIGTERM itself, and only then acknowledges. */
   belated: () => {
     spawnSync('sleep', ['1000']);
     return forever();
@@ -155,7 +155,7 @@ const species = {
   },
   exitEarly: () => process.exit(0),
   exitBadly: () => process.exit(3),
-  /** Uses the words of V8 when it is out of memory. */
+  /** Prints the words that V8 uses when it is out of memory. */
   complainer: () => {
     console.error('Allocation failed for tenant 7');
     process.exit(3);
@@ -186,7 +186,7 @@ const species = {
   wordy: () => {
     throw Object.assign(new Error('x'.repeat(1500)), { code: 'CONTENT_POLICY_VIOLATION', expose: true });
   },
-  /** Fails with a code that is none. */
+  /** Fails with a code that is not a valid one. */
   badCode: () => {
     throw Object.assign(new Error('The prompt is not allowed'), { code: 'bad code', expose: true });
   },
@@ -198,11 +198,11 @@ const species = {
   flaky: () => {
     throw Object.assign(new Error('try again'), { retryable: true });
   },
-  /** Fails with the error code that its second word is. */
+  /** Fails with the error code that its second word gives. */
   throwsCode: (_input, _tools, code) => {
     throw Object.assign(new Error('something went wrong'), { code });
   },
-  /** Asks a port of this host on which nobody listens. */
+  /** Calls a port of this host on which nothing listens. */
   refused: (_input, { signal }) => fetch('http://localhost:2', { signal }),
   nothing: () => undefined,
   nameless: () => ({ persona: 'nobody' }),
@@ -220,15 +220,15 @@ const species = {
   },
   megabyte: () => ({ name: 'Large', text: 'x'.repeat(900_000) }),
   tooLarge: () => ({ name: 'Too large', text: 'x'.repeat(1_100_000) }),
-  /** Its environment, as the scenario's content. */
+  /** Returns its environment as the scenario's content. */
   environment: () => ({ name: 'Environment', environment: process.env }),
-  /** How many TCP connections it has inherited: those of its open files that the system knows as such. */
+  /** Counts the TCP connections it has inherited: those of its open files that the system lists as such. */
   connections: () => {
     const links = readdirSync('/proc/self/fd').flatMap((fd) => {
       try {
         return [readlinkSync(`/proc/self/fd/${fd}`)];
       } catch {
-        return []; // The one that the folder was read with.
+        return []; // The descriptor with which the folder was read.
       }
     });
     const tables = ['tcp', 'tcp6'].map((name) => readFileSync(`/proc/self/net/${name}`, 'utf8')).join();
@@ -236,7 +236,7 @@ const species = {
     const sockets = links.flatMap((link) => /^socket:\[(\d+)\]$/.exec(link)?.[1] ?? []);
     return { name: 'Connections', sockets: sockets.length, tcp: sockets.filter((inode) => inodes.has(inode)).length };
   },
-  /** Reports how far it is, then waits. */
+  /** Reports its progress once, then waits. */
   reporter: async (_input, { signal, progress }) => {
     progress({ step: 'half', done: 1, of: 2 });
     await sleep(2 ** 30, undefined, { signal });
@@ -259,7 +259,7 @@ const species = {
     await sleep(50);
     return { name: 'Chatty scenario' };
   },
-  /** Says what no task may, of its result and of its error, and more than a message can hold. */
+  /** Sends results and errors that no task may send, and more than a message can hold. */
   boaster: async () => {
     tell({ kind: 'returned', result: JSON.stringify({ name: 'Forged', text: 'x'.repeat(1_100_000) }) });
     tell({ kind: 'threw', error: { code: 'not a code', message: 'forged', retryable: false } });
@@ -276,7 +276,7 @@ const species = {
       await sleep(0);
     }
   },
-  /** Throws what throws when it is looked at. */
+  /** Throws a value that itself throws when it is read. */
   mine: () => {
     const explode = () => {
       throw new Error('looked at');
@@ -294,14 +294,14 @@ const species = {
     closeSync(3);
     return forever();
   },
-  /** Reports progress that nobody could read. */
+  /** Reports progress that cannot be passed on. */
   unpresentable: async (_input, { progress }) => {
     progress(1n);
     progress({ text: 'x'.repeat(10_000) });
     await sleep(50);
     return { name: 'Quiet scenario' };
   },
-  /** Says that it has returned something that is not JSON. */
+  /** Reports that it has returned something that is not JSON. */
   forger: () => {
     tell({ kind: 'returned', result: '{broken' });
     return forever();
@@ -309,7 +309,7 @@ const species = {
   input: (input) => ({ name: 'Input', input }),
 };
 
-/** What these do on SIGTERM, from before they say that they run. */
+/** What these do on SIGTERM; installed before they print "running". */
 const onSigterm = {
   stubborn: () => say('ignored SIGTERM'),
   stubbornSpin: () => undefined,

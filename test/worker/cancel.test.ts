@@ -25,7 +25,7 @@ describe('cancelling a job', () => {
     expect(await system.scenarioCount(id)).toBe(1);
   });
 
-  // What is asked, and what it takes.
+  // The kind of task, and how its stop must end.
   it.each([
     ['deaf', 'terminated'],
     ['silent', 'terminated'],
@@ -153,7 +153,7 @@ describe('cancelling a job while its process is still starting', () => {
     const folder = await mkdtemp(join(tmpdir(), 'scenario-jobs-starting-'));
     const node = join(folder, 'node');
     await writeFile(node, `#!/bin/sh\nsleep 3\nexec '${process.execPath}' "$@"\n`, { mode: 0o755 });
-    // What it starts its processes with.
+    // The program with which the worker starts its processes.
     const NODE_OPTIONS = `--import="data:text/javascript,process.execPath='${node}'"`;
     const SCENARIO_TASK = join(__dirname, '../support/slow-loading-task.mjs');
     const system = await TestSystem.start({
@@ -166,7 +166,7 @@ describe('cancelling a job while its process is still starting', () => {
       await system.workers[0]!.untilLogged('run began', id);
       expect((await system.cancel(id)).status).toBe(200);
       expect(await system.untilStopped(id)).toMatchObject({ stopped_how: 'graceful' });
-      // The first thing that the module does is to print.
+      // The first thing that the module does is print.
       expect(system.workers[0]!.logs.filter(({ msg, jobId }) => msg === 'task output' && jobId === id)).toEqual([]);
     } finally {
       await system.stop();

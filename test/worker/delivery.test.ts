@@ -59,7 +59,7 @@ describe('a worker learns of a cancel whose message is lost', () => {
     await system.api.untilLogged(UNDELIVERED, job.id);
     await system.untilStopped(job.id);
     expect((await stoppingOf(system, job.id)).source).toBe('poll');
-    // Of this one cancel, and in seconds.
+    // The metric holds this one cancel, in seconds.
     const seconds = await system.workers[0]!.observed('scenario_jobs_cancel_signal_seconds');
     expect(seconds).toBeLessThan((performance.now() - began) / 1000);
   });
@@ -69,7 +69,7 @@ describe('a worker learns of a cancel whose message is lost', () => {
     const { job } = await system.createRunning('cooperative');
     const { worker_id: worker } = await system.row(job.id);
     const ring = () => system.redis.publish(`${system.settings.QUEUE_PREFIX}:cancel:${worker}`, '');
-    // The next one in the queue: nobody is handed the lost job's entry.
+    // The worker takes this job next: nobody is handed the lost job's entry.
     const next = await system.create('cooperative');
     const lost = await system.create('quick');
     await system.pool.query(
@@ -84,7 +84,7 @@ describe('a worker learns of a cancel whose message is lost', () => {
       await system.untilStopped(job.id);
       await system.workers[0]!.untilLogged('could not repair a run that this worker does not run', lost.id);
     });
-    // Then it is repaired, when the worker asks again, and runs again.
+    // When the worker asks again, the lost job is repaired and runs again.
     await ring();
     await system.untilStatus(lost.id, 'queued');
     await system.cancel(next.id);
@@ -96,7 +96,7 @@ describe('a worker learns of a cancel whose message is lost', () => {
     const settings = { WORKER_CONCURRENCY: '6', DATABASE_POOL_SIZE: '2' };
     system = await TestSystem.start({ settings, api: await mute() });
     const { job } = await system.createRunning('cooperative');
-    // The queue gets to know them by and by.
+    // The queue learns of these jobs little by little.
     await system.lockRow(await system.insertQueued(8), async () => {
       await eventually('claims wait for the rows', async () => {
         const { rows } = await system.pool.query(
@@ -141,7 +141,7 @@ describe('a worker that is sent messages', () => {
     system = await TestSystem.start({ settings: { ...NO_POLL, WATCHDOG_MS: '2000' } });
     const { job } = await system.createRunning('cooperative');
     const channel = `${system.settings.QUEUE_PREFIX}:cancel:${(await system.row(job.id)).worker_id}`;
-    // Read as JSON it would keep the worker busy for longer than its watchdog waits.
+    // If it were parsed as JSON, it would keep the worker busy for longer than its watchdog waits.
     const message = `[${Array(10_000_000).fill('[]').join()}]`;
     expect(await system.redis.publish(channel, message)).toBe(1);
     expect((await system.cancel(job.id)).status).toBe(200);
@@ -178,7 +178,7 @@ describe('a worker that cannot ask Postgres', () => {
     await system.cutPostgres(async () => {
       await eventually('the task is gone', async () => !(await groupIsAlive(pid)));
     });
-    // The job was not cancelled: it runs again when Postgres is back.
+    // The job was not cancelled, so it runs again when Postgres is back.
     await eventually('the job runs again', async () => {
       const { run_id: again, status } = await system.row(job.id);
       return status === 'processing' && again !== runId;
@@ -327,7 +327,7 @@ describe('a worker whose doorbell rings while it asks Postgres, before and after
       while (jobs.length < 3) jobs.push((await system.createRunning('cooperative')).job);
       const channel = `${system.settings.QUEUE_PREFIX}:cancel:${(await system.row(jobs[0]!.id)).worker_id}`;
       const subscribed = async () => (await system.redis.pubsub('NUMSUB', channel))[1] === 1;
-      /** Rings, and waits until that is heard: what comes after it on the same connection is. */
+      /** Rings, and waits until the worker has heard it: a later message on the same connection has arrived. */
       const ring = async () => {
         await system.redis.publish(channel, '');
         const { id } = jobs.pop()!;
@@ -345,7 +345,7 @@ describe('a worker whose doorbell rings while it asks Postgres, before and after
       await user.cut();
       await eventually('it has subscribed', subscribed);
       await ring();
-      // By now it has asked to ask, whichever of the two was first.
+      // By now the worker has queued another question, whichever of the two came first.
       await ring();
       pass();
       await eventually('it gives its sign of life', async () => (await lastSign()) !== before);

@@ -143,7 +143,7 @@ describe('a task that goes wrong', () => {
     const { id } = await system.create('reporting');
     const job = await system.untilStatus(id, 'completed');
     const reports = system.workers[0]!.logs.filter((line) => line.msg === 'task progress' && line.jobId === id);
-    // One a second, and the last one when the task has ended.
+    // One report a second, and the last one when the task has ended.
     expect(reports.length).toBeLessThanOrEqual(job.duration_seconds! + 2);
     expect(reports[0]!.progress).toEqual({ done: 0 });
     expect(reports.at(-1)!.progress).toEqual({ done: 99 });
@@ -158,7 +158,7 @@ describe('a task that goes wrong', () => {
     );
     const { environment } = rows[0]!.content;
     expect(environment).toMatchObject({ ALLOWED: 'yes' });
-    // All that the worker of this test has and a task may.
+    // Everything that the worker of this test has and a task may have.
     expect(Object.keys(environment).sort()).toEqual(['ALLOWED', 'PATH', 'SCENARIO_RUN_ID']);
     expect(JSON.stringify(environment)).not.toMatch(/postgres:|redis:/);
   });

@@ -89,7 +89,7 @@ describe('when a worker is lost', () => {
     const { id } = await system.create('quick');
     const { runId } = await worker.untilLogged('run ended', id);
     const watchdog = await watchdogOf(worker.pid);
-    // To a watchdog it would be of that run.
+    // To a watchdog this process would seem to belong to the run.
     const child = spawn('sleep', ['1000'], { env: { PATH: process.env.PATH, [RUN_ID_VARIABLE]: runId } });
     try {
       worker.signal('SIGKILL');
@@ -145,7 +145,7 @@ describe('when a worker is frozen for a moment', () => {
   it('while its task stops: what the task has said meanwhile is heard first', async () => {
     system = await TestSystem.start({ settings: { STOP_ACK_MS: '3000' } });
     const worker = system.workers[0]!;
-    // It acknowledges while the worker is frozen, and still cleans up when that thaws.
+    // The task acknowledges while the worker is frozen, and is still cleaning up when the worker thaws.
     const { job, pid } = await system.createRunning('tidy 6000');
     process.kill(pid, 'SIGSTOP');
     expect((await system.cancel(job.id)).status).toBe(200);
@@ -184,7 +184,7 @@ describe('a worker that the system gives no process', () => {
     folder = await mkdtemp(join(tmpdir(), 'scenario-jobs-node-'));
     node = join(folder, 'node');
     await symlink(process.execPath, node);
-    // It starts its processes with this program, which can be taken away.
+    // The worker starts its processes with this program, which can be taken away.
     const NODE_OPTIONS = `--import="data:text/javascript,process.execPath='${node}'"`;
     system = await TestSystem.start({
       settings: { ...IMPATIENT, RETRY_BACKOFF_MS: '3000' },

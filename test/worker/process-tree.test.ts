@@ -12,7 +12,9 @@ import { eventually } from '../support/eventually';
 import { DIST } from '../support/service-process';
 import { isAlive } from '../support/test-system';
 
-/** All processes of the machine are looked at: those of a run of these tests beside this one have other names. */
+/**
+ * All processes of the machine are read, so the names differ from those of another run of these tests beside this one.
+ */
 const OWN = randomUUID();
 
 /** A process that leads a group of its own, like a task. */
@@ -35,7 +37,7 @@ describe('killing what a task has started', () => {
   it('ends a chain of processes of which each starts the next one and exits', async () => {
     const trace = join(folder, 'trace');
     writeFileSync(trace, '');
-    // Ends by itself some time, should it not be ended.
+    // Ends by itself eventually, should it not be killed.
     const script = 'next() { [ $1 -gt 0 ] && { printf x >> "$0"; next $(($1 - 1)) & }; }; next 100000';
     const { pid } = startGroup(`chain ${OWN}`, 'sh', '-c', script, trace);
     const length = () => readFileSync(trace).length;
@@ -71,8 +73,8 @@ describe('killing what has left the group of its task', () => {
     await Promise.all(
       Array.from({ length: 50 }, (_, index) => killTrees([{ groupId: left, runId: `run ${index} ${OWN}` }])),
     );
-    // Each needs two looks; at the second of them some come too late for the one that has begun. A look lists all
-    // processes, and those that have begun meanwhile.
+    // Each caller needs two looks; for the second, some come too late for the look that has begun. A look lists all
+    // processes, and then those that have begun meanwhile.
     const lists = looks.mock.calls.filter(([path]) => path === '/proc');
     expect(lists.length).toBeLessThan(50);
     looks.mockRestore();
@@ -82,7 +84,7 @@ describe('killing what has left the group of its task', () => {
     const runId = `daemons ${OWN}`;
     const left = await groupOfNobody();
     for (let times = 0; times < 40; times++) {
-      // Somewhere in the first look or before it, the parent leaves a daemon behind and ends.
+      // Somewhere in or before the first look, the parent leaves a daemon behind and ends.
       const parent = startGroup(runId, 'sh', '-c', `sleep ${times / 4000}; setsid sleep 60 &`);
       parent.unref();
       await sleep(5);
@@ -179,7 +181,7 @@ describe('killing with few file descriptors', () => {
   });
 });
 
-// Only root can become somebody who may not kill what is root's.
+// Only root can become a user who may not kill root's processes.
 const asRoot = process.getuid?.() === 0 ? describe : describe.skip;
 asRoot('killing what is not ours to kill', () => {
   const script = `

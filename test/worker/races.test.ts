@@ -19,7 +19,7 @@ import { TestSystem } from '../support/test-system';
 
 const ROUNDS = 40;
 const LOST_MS = 60_000;
-/** A queue that no worker takes anything out of. The reconciler of the real one has no turn in these tests. */
+/** A queue from which no worker takes anything. In these tests the real worker's reconciler never gets a turn. */
 const NO_WORKER = { RECONCILE_MS: 1, QUEUE_PREFIX: '{nobody}' };
 const SCENARIO = { name: 'Race', slug: 'race', content: {} };
 
@@ -34,7 +34,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
   let jobs: JobRepository;
   let runs: RunRepository;
   beforeAll(async () => {
-    // The workers of these runs, or the reconciler of the real one would take them for lost.
+    // Registers the worker of these runs; otherwise the real one's reconciler would take the runs for lost.
     await system.pool.query(`INSERT INTO workers (id, seen_at) VALUES ('worker-1', now() + interval '1 hour')`);
     database = system.prisma();
     jobs = new JobRepository(database);
@@ -53,7 +53,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
   };
   const isClaimed = (claim: Awaited<ReturnType<RunRepository['claim']>>) => typeof claim === 'object';
   const status = async (jobId: string) => (await system.row(jobId)).status;
-  /** Until the row is not locked: then it has decided. */
+  /** Cancels again until the row is not locked, and so has decided. */
   const cancel = async (jobId: string) => {
     for (;;) {
       const cancelled = await jobs.cancel({ keyHash: hashApiKey(system.key), jobId, idempotencyKey: null });
@@ -61,7 +61,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
     }
   };
 
-  /** Starts both at once, in an order that changes from round to round. */
+  /** Starts both at the same time, in an order that alternates from round to round. */
   async function together<A, B>(round: number, one: () => Promise<A>, other: () => Promise<B>): Promise<[A, B]> {
     if (round % 2 === 0) return Promise.all([one(), other()]);
     const [second, first] = await Promise.all([other(), one()]);
@@ -77,7 +77,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
         () => runs.claim(run, 'worker-1', LOST_MS),
       );
       expect(cancelled).toBeDefined();
-      // A claim that came first is a run that the cancel knows of and can stop.
+      // If the claim came first, the cancel knows of the run and can stop it.
       expect(cancelled!.run?.id ?? null).toBe(isClaimed(claimed) ? run.runId : null);
       expect(await status(run.jobId)).toBe('cancelled');
       expect(await runs.complete(run, SCENARIO)).toBe(false);
@@ -105,7 +105,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
   it('cancel against the revocation of its key', async () => {
     const { key, keyId } = await system.createKey(system.workspace.id);
     const hash = hashApiKey(key);
-    /** Finds the row locked at first; then the key is revoked. */
+    /** Finds the row locked the first time, and revokes the key then. */
     class Revoked extends JobRepository {
       override async cancel(request: Parameters<JobRepository['cancel']>[0]) {
         const works = await new ApiKeyRepository(database).revoke(keyId);
@@ -225,7 +225,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
     const second = new ActiveRun(first.jobId);
     const { started_at: startedAt } = await system.row(first.jobId);
     expect(await runs.claim(second, 'worker-1', LOST_MS)).toMatchObject({ attempt: 2 });
-    // Nor is a run given back whose worker lives, or has come back since.
+    // Nor is a run requeued whose worker lives, or has come back since.
     await new RepairRepository(database).requeueLost([first, second], LOST_MS);
     expect(await system.row(first.jobId)).toMatchObject({
       status: 'processing',

@@ -36,7 +36,7 @@ describe('what the queue forgets, the rows know', () => {
     expect((await system.cancel(running[1].job.id)).status).toBe(200);
 
     for (const { id } of waiting.slice(4)) await system.untilStatus(id, 'completed');
-    // A run goes on without the queue: its worker lives, and the row is all that it needs.
+    // A run goes on without the queue: its worker lives, and the row is all it needs.
     await system.untilStatus(running[0].job.id, 'completed');
     expect((await system.row(running[0].job.id)).attempt).toBe(1);
     await system.untilStopped(running[1].job.id);
@@ -152,7 +152,7 @@ describe('what the queue forgets, the rows know', () => {
   });
 });
 
-/** Is frozen in the middle of a pass. */
+/** A program that freezes in the middle of a pass. */
 const FREEZES = `
   const { Database } = require('./infrastructure/database.js');
   const { RepairRepository } = require('./modules/scenario-jobs/repair.repository.js');
@@ -164,7 +164,7 @@ const FREEZES = `
 describe('the reconciler', () => {
   let system: TestSystem;
   let repairs: RepairRepository;
-  // No worker, whose own reconciler would be first.
+  // No worker, because its own reconciler would be first.
   beforeAll(async () => {
     system = await TestSystem.start({ workers: 0 });
     repairs = new RepairRepository(system.prisma());

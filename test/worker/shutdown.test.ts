@@ -45,7 +45,7 @@ describe('a worker that is told to end', () => {
 
   it('gives a run that it stops its whole grace', async () => {
     system = await TestSystem.start({ settings: { DRAIN_MS: '0', STOP_ACK_MS: '5000', STOP_GRACE_MS: '60000' } });
-    // For longer than an acknowledgement may take, and what comes after SIGTERM.
+    // Longer than an acknowledgement may take, plus the time after SIGTERM.
     const { job } = await system.createRunning('tidy 7000');
     const worker = system.workers[0]!;
     worker.signal('SIGTERM');
@@ -109,7 +109,7 @@ describe('a process that is told to end while Redis is', () => {
 
 describe('a worker that is told to end while Postgres is away', () => {
   it('gives up what it cannot record, and leaves no task', async () => {
-    // Both at once: most of it is waiting.
+    // Both at once, because most of the test is waiting.
     await Promise.all((['refuse', 'silence'] as const).map(endWithout));
   });
 
@@ -168,7 +168,7 @@ describe('a process whose log finds no room on the disk', () => {
     const ask = () => fetch(`http://127.0.0.1:${PORT}/rest/v1/scenario-studio/jobs/j1o2b3i4d5x6`);
     try {
       await eventually('it listens', async () => (await ask()).status === 401);
-      // More than it keeps in memory until it tries to write it.
+      // More lines than the process keeps in memory before it tries to write them.
       for (let times = 0; times < 500; times++) expect((await ask()).status).toBe(401);
       api.kill('SIGTERM');
       expect(await ended).toEqual([null, 'SIGTERM']);

@@ -3,16 +3,18 @@ import { API_ERRORS, type ApiErrorCode } from '../../../src/http/api-error';
 import { parseAnswers, type RawAnswer, RawConnection } from '../../support/raw-http';
 import { type Request } from './requests';
 
-/** Longer than anything that the service may take, its limit for a request's arrival included. */
+/** Longer than the service may take for anything, including the arrival of a request. */
 const DEADLINE_MS = 40_000;
-/** A server that has said nothing for so long waits for more of what it takes for a request. */
+/** A server that has been silent for this long waits for the rest of what it takes for a request. */
 const IDLE_MS = 150;
 
 export type Conversation = {
   pieces: Buffer[];
   pauseMs?: number;
   requests: Request[];
-  /** Whether each request is complete, so that it must be answered without more being sent or the end being said. */
+  /**
+   * Whether each request is complete, so that it must be answered without further bytes or the end of the connection.
+   */
   complete: boolean;
   /** How many of the requests, from the first, must each have an answer of its own. */
   owned: number;
@@ -21,7 +23,7 @@ export type Conversation = {
 /** A connection that its caller cuts. */
 export type Cut = { cut: Buffer; afterMs: number };
 
-/** Sends the pieces and returns every answer, when the connection is closed. Fails if it never is. */
+/** Sends the pieces and returns every answer once the connection is closed. Fails if it never is. */
 export async function converse(url: string, conversation: Conversation) {
   const { pieces, pauseMs = 0, requests } = conversation;
   const connection = new RawConnection(url);
@@ -54,7 +56,7 @@ async function untilClosed(
         finished = true;
       }
     }
-    // Who says that nothing more will come is not answered any more.
+    // Ends the sending side only now: a client that has said it will send nothing more gets no further answers.
     if (!finished && !complete && Date.now() - heardAt > IDLE_MS && count() >= owned) {
       connection.finish();
       finished = true;
@@ -63,7 +65,7 @@ async function untilClosed(
   }
 }
 
-/** What is true of every answer, whatever was asked. */
+/** Checks what must be true of every answer, whatever was asked. */
 function checkAnswer({ status, headers, body }: RawAnswer, method: string): void {
   if (status >= 500) throw new Error(`answered ${status}: ${body}`);
   if (!headers['x-request-id']?.[0]) throw new Error(`an answer ${status} without a request id`);
@@ -87,11 +89,11 @@ function checkEnvelope(status: number, body: string): void {
   if (Object.keys(more).length + Object.keys(others).length > 0) throw new Error(`more than the envelope: ${body}`);
 }
 
-/** Everything that must be true of the answers to a conversation. */
+/** Checks everything that must be true of the answers to a conversation. */
 export function checkAnswers({ requests, complete, owned }: Conversation, { answers, rest }: Answers): void {
   answers.forEach((answer, index) => checkAnswer(answer, requests[index]?.method ?? ''));
   const least = complete ? requests.length : owned;
-  // Of a wrong request a part can be taken for the beginning of the next one, which is then refused.
+  // Part of a wrong request can be taken for the beginning of another one, which is then refused.
   const most = complete ? requests.length : requests.length + 1;
   if (answers.length < least || answers.length > most) {
     throw new Error(`${answers.length} answers to ${requests.length} requests; then: ${rest.toString()}`);
@@ -103,7 +105,7 @@ export function checkAnswers({ requests, complete, owned }: Conversation, { answ
     throw new Error(`answers out of order: ${order.join()}`);
 }
 
-/** The answer is this request's: it has its id, and says what it says about the job that was asked about. */
+/** Checks that the answer belongs to this request: it has its id and, if it asked about a job, names that job. */
 function checkOwner(answer: RawAnswer, { id, method, target }: Request): void {
   if (answer.headers['x-request-id']?.[0] !== id) {
     throw new Error(`${method} ${target} got an answer to another request: ${answer.status} ${answer.body}`);

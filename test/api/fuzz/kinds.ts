@@ -18,7 +18,7 @@ export const KINDS = [
 
 export type Kinds = Record<(typeof KINDS)[number], fc.Arbitrary<Conversation | Cut>>;
 
-/** Everything that is done to the service, by its kind. */
+/** Everything that is sent to the service, by its kind. */
 export function kindsOf(world: World): Kinds {
   const { right, withTarget, withHeaders, withBody, withFraming } = requestsOf(world);
   const any = fc.oneof(right, withTarget, withHeaders, withBody, withFraming);
@@ -54,7 +54,7 @@ export function kindsOf(world: World): Kinds {
 
 /** A request that must be answered, and is the last on its connection. */
 function alone(request: Request): Conversation {
-  // The answer that a body is too large can be lost when the connection is closed while it is being sent.
+  // The answer that a body is too large can be lost if the connection is closed while the body is still being sent.
   return conversation([closing(request)], { complete: request.body.length <= MIB });
 }
 
@@ -69,7 +69,7 @@ function closing(request: Request): Request {
   return { ...request, headers: [...request.headers, ['Connection', 'close']] };
 }
 
-/** No two in a row have the same request id, however they shrink. */
+/** Makes request ids unique within a connection, however fast-check shrinks the requests. */
 function numbered(requests: Request[]): Request[] {
   return requests.map((request, index) => {
     const id = `${request.id}-${index}`;

@@ -1,4 +1,4 @@
-// Requests of every kind, made from the service's own OpenAPI document: right ones, slightly wrong ones, garbage.
+// Requests of every kind, made from the service's own OpenAPI document: valid ones, slightly wrong ones, garbage.
 import fc from 'fast-check';
 import { gzipSync } from 'node:zlib';
 
@@ -16,7 +16,10 @@ export type OpenApi = {
   components: { schemas: Record<string, Schema> };
 };
 
-/** A request before it is bytes. `id` is the request id that its answer must have, if it is answered as itself. */
+/**
+ * A request before it is turned into bytes. `id` is the request id that its answer must have, if it is answered as a
+ * request.
+ */
 export type Request = {
   method: string;
   target: string;
@@ -26,13 +29,13 @@ export type Request = {
   id: string;
 };
 
-/** Everything but the bodies is latin1, so that any byte can stand anywhere. */
+/** Everything but the body is latin1, so that any byte can stand anywhere. */
 export function toBytes({ method, target, version, headers, body }: Request): Buffer {
   const lines = [`${method} ${target} ${version}`, ...headers.map(([name, value]) => `${name}: ${value}`)];
   return Buffer.concat([Buffer.from(`${lines.join('\r\n')}\r\n\r\n`, 'latin1'), body]);
 }
 
-/** What requests are made for: a key that is good, jobs that exist, and the service's description of itself. */
+/** What requests are made from: a valid key, jobs that exist, and the service's description of itself. */
 export type World = { key: string; jobIds: string[]; document: OpenApi };
 
 const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS', 'TRACE', 'PROPFIND', 'QUERY', 'SEARCH'];
@@ -85,7 +88,7 @@ const strangeIds = [
   ],
 ];
 
-/** Bodies, as bytes and with the headers that go with them. */
+/** A body, as bytes, with the headers that go with it. */
 type Body = { bytes: Buffer; headers?: [string, string][] };
 
 export function requestsOf({ key, jobIds, document }: World) {
@@ -139,7 +142,7 @@ export function requestsOf({ key, jobIds, document }: World) {
   const requestId = fc.uuid().map((uuid) => `fuzz-${uuid}`);
   const rightBody = validBody(fields);
 
-  /** A right request for one of the operations, which its answer is known to belong to. */
+  /** A valid request for one of the operations, whose answer can be recognised as its own. */
   const right: fc.Arbitrary<Request> = fc
     .tuple(plainTarget, requestId, rightBody)
     .map(([{ method, target }, id, body]) => ({
@@ -211,7 +214,7 @@ function schemaOf({ requestBody }: Operation, { components }: OpenApi): Schema |
 
 const text = fc.oneof(fc.string({ unit: 'binary', maxLength: 60 }), fc.lorem({ maxCount: 5 }));
 
-/** A body as the document asks for, or nearly: the texts are of any kind and sometimes at their limits. */
+/** A body such as the document asks for, or nearly: its texts are of any kind, and sometimes at their limits. */
 function validBody(fields: Record<string, Schema>): fc.Arbitrary<Buffer> {
   const values = Object.fromEntries(
     Object.entries(fields)
@@ -231,7 +234,7 @@ function validBody(fields: Record<string, Schema>): fc.Arbitrary<Buffer> {
     .map((body) => Buffer.from(JSON.stringify({ ...body, scenario_slug: undefined })));
 }
 
-/** Values of a wrong type, too large or of a kind that JSON can say and little else can hold; as JSON text. */
+/** Values that are of a wrong type, too large, or expressible in JSON but in little else; as JSON text. */
 const strangeValue = fc.oneof(
   fc.constantFrom(
     'null',
@@ -437,7 +440,7 @@ const strangeFraming: fc.Arbitrary<Framing> = fc.oneof(
   fc
     .constantFrom('HTTP/1.0', 'HTTP/0.9', 'HTTP/2.0', 'HTTP/9.9', 'http/1.1', 'HTTP/1.1x', '', 'RTSP/1.0', 'ICE/1.0')
     .map((version): Framing => ({ headers: [['Content-Length', LENGTH]], body: JSON_BODY, version })),
-  // Without headers of its own the request has no Host either.
+  // Without any headers of its own, the request has no Host either.
   fc.constant<Framing>({ headers: [], body: '' }),
   fc
     .constantFrom<[string, string]>(

@@ -3,7 +3,7 @@ import { Injectable } from '@nestjs/common';
 import { type StopReason } from './task-messages';
 import { type TaskProcess } from './task-process';
 
-/** How many runs that never began are remembered: the newest. */
+/** At most this many runs that never began are remembered: the newest. */
 const MOST_NEVER_BEGUN = 1000;
 
 /** A run that this worker has begun and not yet answered for. */

@@ -27,8 +27,8 @@ const MOST_ID = 64;
 const MOST_AT_ONCE = 16;
 let atOnce = MOST_AT_ONCE;
 /**
- * A process that lives this long after SIGKILL lives on: it is not ours to kill (a setuid program), or the kernel holds
- * it.
+ * A process that lives this long after SIGKILL survives it: it is not ours to kill (a setuid program), or the kernel
+ * holds it.
  */
 const SURVIVES_MS = 10_000;
 /** How many times one look checks for processes that have begun meanwhile. */
@@ -137,7 +137,7 @@ let last: Promise<unknown> = Promise.resolve();
 
 /**
  * All running processes. One look serves everyone who asks before it begins: if many runs end at once and each looked
- * by itself, none would be done in time. A look that began before a request proves nothing to it.
+ * by itself, none would be done in time. A look that began before a request proves nothing for it.
  */
 function lookAtAll(): Promise<Process[]> {
   next ??= last.then(() => {

@@ -6,7 +6,7 @@ export const CHANNEL = 3;
 export const MAX_MESSAGE = 4 * 1024 * 1024;
 /** Limit of a result, in bytes of its JSON: a result describes a scenario, and is not a file. */
 export const MAX_RESULT = 1024 * 1024;
-/** Limit of progress, in characters of its message: progress is a word for people. */
+/** Limit of progress, in characters of its message: progress is meant for people to read. */
 export const MAX_PROGRESS = 4096;
 /** How often a task sends progress, and a worker logs it, at most: nobody can read it more often. */
 export const PROGRESS_EVERY_MS = 1000;

@@ -42,7 +42,7 @@ const END_SEEN_WITHIN_MS = 1000;
 /** Once the whole tree is dead, everything that it has sent can be read at once. */
 const READ_WITHIN_MS = 200;
 /**
- * How many characters of one run are read that are not a message; each such line counts for at least `STRANGE_LINE`,
+ * How many characters that are not messages are read from one run; each such line counts for at least `STRANGE_LINE`,
  * because reading it keeps others waiting.
  */
 const MAX_STRANGE = 4 * MAX_MESSAGE;

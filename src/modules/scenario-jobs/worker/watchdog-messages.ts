@@ -11,5 +11,5 @@ export type ToWatchdog =
 export type FromWatchdog =
   /** The watchdog lives, too: the answer to each heartbeat. */
   | { kind: 'heartbeat' }
-  /** It took its worker for dead and killed this run's processes. */
+  /** The watchdog took its worker for dead and killed this run's processes. */
   | { kind: 'killed'; runId: string };

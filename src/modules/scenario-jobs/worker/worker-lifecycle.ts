@@ -14,7 +14,7 @@ import { WORKER_ID } from './worker-id';
 
 /** How long a worker waits for Postgres to record how its stopped runs have ended. */
 const RECORD_MS = 2000;
-/** How long a worker that ends takes leave of Postgres and Redis at most: nothing depends on that. */
+/** How long a worker that ends may take to sign off from Postgres and Redis: nothing depends on that. */
 const FAREWELL_MS = 5000;
 
 /** Starts the parts of a worker in order, and stops them in reverse. */
