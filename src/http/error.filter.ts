@@ -7,7 +7,7 @@ import { ApiError } from './api-error';
 /** Seconds after which a caller may expect Postgres to be back; long enough for a restart. */
 const RETRY_AFTER_S = 2;
 
-/** Turns whatever was thrown into the error envelope: the one place that knows the HTTP status of an error. */
+/** Turns whatever was thrown into the error envelope: the one place that decides which API error an error becomes. */
 @Catch()
 export class ErrorFilter implements ExceptionFilter {
   catch(thrown: unknown, host: ArgumentsHost) {

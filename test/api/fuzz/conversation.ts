@@ -56,7 +56,7 @@ async function untilClosed(
         finished = true;
       }
     }
-    // Ends the sending side only now: a client that has said it will send nothing more gets no further answers.
+    // Only now: a client that closes its sending side in the middle of a request gets no answer to that request.
     if (!finished && !complete && Date.now() - heardAt > IDLE_MS && count() >= owned) {
       connection.finish();
       finished = true;

@@ -17,7 +17,7 @@ const RECORD_MS = 2000;
 /** How long a worker that ends may take to sign off from Postgres and Redis: nothing depends on that. */
 const FAREWELL_MS = 5000;
 
-/** Starts the parts of a worker in order, and stops them in reverse. */
+/** Starts the parts of a worker, and stops them, each in its turn. */
 @Injectable()
 export class WorkerLifecycle implements BeforeApplicationShutdown {
   private ending = false;
