@@ -36,8 +36,8 @@ function axes({ x, y, most, top }) {
     parts.push(text(x(factor), y(0) + 18, `${factor}×`, 'text-anchor="middle"'));
   for (let ratio = 0; ratio <= top; ratio += 0.5)
     parts.push(text(LEFT - 8, y(ratio) + 4, ratio.toFixed(1), 'text-anchor="end"'));
-  parts.push(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, 'how much it has grown', 'text-anchor="middle"'));
-  parts.push(text(LEFT - 40, TOP - 12, 'median latency of a cancel, over that of the smallest'));
+  parts.push(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, 'times as large as the base', 'text-anchor="middle"'));
+  parts.push(text(LEFT - 40, TOP - 12, 'median latency of a cancel, over that of the base'));
   return parts;
 }
 
