@@ -14,14 +14,14 @@ import { Stage } from './stage.mjs';
 const SECTIONS = { floor, growth, stop, bounds, peers, cost, 'create-get': createGet };
 const HELP = `Usage: npm run bench -- [--quick] [--only <section>]...
 
-Starts a Postgres, a Redis and the service by itself, measures, and writes what it found: a full run to
-bench/RESULTS.md, bench/results.json and bench/growth.svg, any other to bench/results/.
+Starts its own Postgres and Redis and the service, measures, and writes the results: those of a full run to
+bench/RESULTS.md, bench/results.json and bench/growth.svg, those of any other run to bench/results/.
 
-  --quick            fewer rounds and smaller sizes: some two minutes instead of ten
-  --only <section>   only this section; may be repeated. Sections: ${Object.keys(SECTIONS).join(', ')}
+  --quick            fewer rounds and smaller sizes: about two minutes instead of ten
+  --only <section>   run only this section; may be repeated. Sections: ${Object.keys(SECTIONS).join(', ')}
   --help             this text
 
-Exit codes: 0 measured, 1 failed or an answer was wrong, 2 wrong usage. A missed goal is a result, not a failure.
+Exit codes: 0 measured, 1 failure or wrong answer, 2 wrong usage. A missed goal is a result, not a failure.
 `;
 const say = (line = '') => console.log(line);
 

@@ -19,7 +19,7 @@ export async function taskOf({ log }, jobId) {
     if (lines.some(({ msg }) => msg === 'task output')) return lines.find(({ msg }) => msg === 'run began').taskPid;
     await sleep(10);
   }
-  throw new Error(`the task of job ${jobId} did not begin`);
+  throw new Error(`the task of job ${jobId} did not start in time`);
 }
 
 /** Waits until the worker has confirmed the stop, and throws unless it was of this kind. */
@@ -32,7 +32,7 @@ export async function checkStopped({ pool }, jobId, how) {
     if (stopped_how) throw new Error(`job ${jobId} was stopped as ${stopped_how}, not ${how}`);
     await sleep(10);
   }
-  throw new Error(`nobody confirmed the stop of job ${jobId}`);
+  throw new Error(`no worker confirmed the stop of job ${jobId} in time`);
 }
 
 /** One request to the site's api, or to another one. */

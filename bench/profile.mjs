@@ -54,8 +54,8 @@ async function profile(load, concurrency, count) {
   while (!existsSync(file)) await sleep(50);
   await checkCancelled(site, ids);
   await site.close();
-  say(`\nConcurrency ${concurrency}: ${perSecond.toFixed(0)}/s, p50 ${p50.toFixed(2)} ms, `);
-  say(`${((busy / count) * 1e6).toFixed(0)} µs of processor time for each cancel, on all threads\n`);
+  say(`\nConcurrency ${concurrency}: ${perSecond.toFixed(0)} cancels/s, p50 ${p50.toFixed(2)} ms,`);
+  say(`${((busy / count) * 1e6).toFixed(0)} µs of processor time per cancel, on all threads\n`);
   show(samplesOf(JSON.parse(readFileSync(file, 'utf8'))), count);
 }
 
@@ -86,7 +86,7 @@ function show(samples, count) {
   };
   const busy = samples.filter(({ owner }) => owner !== '(idle)').reduce((total, { micros }) => total + micros, 0);
   const row = ([name, micros]) => [name, (micros / count).toFixed(1), `${((100 * micros) / busy).toFixed(1)} %`];
-  const columns = ['', 'µs for each cancel', 'of busy time'];
+  const columns = ['', 'µs per cancel', 'share of busy time'];
   say(table(columns, sum(({ owner }) => owner).map(row)));
   const name = ({ owner, node: { callFrame } }) =>
     `${callFrame.functionName || '(anonymous)'} ${short(callFrame.url)}:${callFrame.lineNumber + 1} (${owner})`;
@@ -112,7 +112,7 @@ async function showStatements(load) {
     .slice(before)
     .replaceAll(/\s*\n\s+/g, ' ')
     .split('\n');
-  say('Three cancels sent Postgres:\n');
+  say('Statements that three cancels sent to Postgres:\n');
   for (const line of lines.filter((one) => /LOG:/.test(one))) say(`  ${line.replace(/^.*?LOG: */, '')}`);
   await site.close();
 }

@@ -121,7 +121,7 @@ export async function checkCancelled(site, ids) {
     `SELECT count(*)::int AS count FROM scenario_jobs WHERE id = ANY ($1) AND status = 'cancelled'`,
     [ids],
   );
-  if (rows[0].count !== ids.length) throw new Error(`${rows[0].count} of ${ids.length} rows are cancelled`);
+  if (rows[0].count !== ids.length) throw new Error(`only ${rows[0].count} of ${ids.length} rows are cancelled`);
   const left = await soon(0, async () => {
     const pipeline = site.redis.pipeline();
     for (const id of ids) pipeline.exists(site.queue.toKey(id));
@@ -170,5 +170,5 @@ export async function checkHeard(listener, count) {
   listener.resume();
   // The message is sent before the answer, but on another connection.
   const heard = await soon(count, () => listener.heard);
-  if (heard !== count) throw new Error(`${heard} of ${count} messages reached the worker`);
+  if (heard !== count) throw new Error(`the worker received ${heard} messages, expected ${count}`);
 }

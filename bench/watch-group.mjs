@@ -28,7 +28,7 @@ export function openWatch() {
   const untilGone = async (pid, patienceMs = 30_000) => {
     thread.postMessage({ pid, patienceMs });
     const gone = await new Promise((resolve) => thread.once('message', resolve));
-    if (gone === null) throw new Error(`process group ${pid} still lives after ${patienceMs} ms`);
+    if (gone === null) throw new Error(`process group ${pid} is still alive after ${patienceMs} ms`);
     return gone;
   };
   return { untilGone, close: () => thread.terminate() };

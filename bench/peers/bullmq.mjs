@@ -29,7 +29,7 @@ async function cancel({ name, count, concurrency }) {
   }
   const removed = [];
   const measured = await runAll(targets, concurrency, async (id) => removed.push(await queue.remove(id)));
-  if (removed.some((one) => one !== 1)) throw new Error('an entry was not there to be removed');
+  if (removed.some((one) => one !== 1)) throw new Error('an entry could not be removed');
   const more = newIds(count);
   await addEntries(queue, more, OPTIONS[kind]);
   ids.push(...more);

@@ -25,7 +25,7 @@ async function cancel({ count, concurrency }) {
     concurrency,
     async (id) => completed.push(...(await utils.completeJobs([id]))),
   );
-  if (completed.length !== count) throw new Error(`${completed.length} of ${count} are completed`);
+  if (completed.length !== count) throw new Error(`only ${completed.length} of ${count} jobs are completed`);
   return measured;
 }
 

@@ -30,7 +30,7 @@ async function cancel({ count, concurrency }) {
     `SELECT count(*)::int AS count FROM pgboss.job WHERE id = ANY ($1) AND state = 'cancelled'`,
     [ids],
   );
-  if (rows[0].count !== count) throw new Error(`${rows[0].count} of ${count} are cancelled`);
+  if (rows[0].count !== count) throw new Error(`only ${rows[0].count} of ${count} jobs are cancelled`);
   return measured;
 }
 
