@@ -15,17 +15,17 @@ const INTRODUCTION = `# Benchmarks
 
 Written by \`npm run bench\`. How to read it:
 
-- Absolute figures say little: they are of one machine, which others may have been using. What counts is a **ratio**
-  of two things measured in the same run, in turns.
-- A figure or a ratio is the median over the rounds, with the least and the greatest round in parentheses. Every second round
-  goes in the opposite order.
-- Only a p99 is that of the requests of all rounds together, and so is a ratio of two: a single round has half a dozen
-  beyond it, and whatever else the machine did in that second decides which.
+- Absolute figures mean little: they come from one machine, which may have had other work to do. What counts is the **ratio**
+  between two things measured in turns in the same run.
+- A figure or a ratio is the median over the rounds, with the lowest and the highest round in parentheses. Every second round
+  takes the sides in the opposite order.
+- The exception is p99, which is taken over the requests of all rounds together, as are ratios between two p99s. In a single
+  round only half a dozen requests lie beyond it, and which they are depends on what else the machine did in that second.
 - The servers are real: Postgres with \`fsync\` and \`synchronous_commit\`, Redis with its append-only file. The service is
-  the built one, with guard, validation, log and metrics. The load generator is a process of its own.
-- After each measurement every answer must have been the expected one, every row must be \`cancelled\`, and no entry may
-  be left in the queue. Otherwise there are no results.
-- A goal that is missed says so.
+  the production build, with guard, validation, log and metrics. The load generator is a separate process.
+- After each measurement the benchmark checks that every answer was the expected one, that every row is \`cancelled\`, and
+  that no entry is left in the queue. If not, there are no results.
+- A missed goal is marked as missed.
 `;
 
 export async function environmentOf(stage, began) {
@@ -98,7 +98,7 @@ export function writeReport(folder, { environment, mode, rounds, seconds, result
 function describe({ date, commit, machine, node, postgres, redis, packages }, { mode, rounds, seconds }) {
   const versions = Object.entries(packages).map(([name, version]) => `${name} ${version}`);
   return [
-    `- ${date}, commit ${commit}, ${mode} run of ${Math.round(seconds)} s, ${rounds} rounds unless it says otherwise`,
+    `- ${date}, commit ${commit}, ${mode} run of ${Math.round(seconds)} s, ${rounds} rounds unless stated otherwise`,
     `- ${machine.cores} cores (${machine.cpu}), ${machine.memoryGb} GB, ${machine.system}`,
     `- Node ${node}, Postgres ${postgres.version} (fsync ${postgres.fsync}, synchronous_commit ` +
       `${postgres.synchronous_commit}), Redis ${redis.version} (appendfsync ${redis.appendfsync})`,

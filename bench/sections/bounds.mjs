@@ -42,11 +42,11 @@ const SPECIES = [
   },
 ];
 
-export const about = `From the sending of the request until nothing of the task's process group lives, for every kind of task, with the
-default settings. The bound is the sum of the settings named; without the message to the worker, and the worker learning
-by its poll alone, plus \`CANCEL_POLL_MS\`. A task that acknowledges does so at once and not after the whole of
-\`STOP_ACK_MS\`, so that it is dead sooner than its bound. Each bound is two goals, with the message and without; where
-one is missed stands **beyond its bound**: its longest took more than ${SLACK_MS} ms longer. A full run has
+export const about = `Time from when the request is sent until nothing of the task's process group is alive, for every kind of task, with
+the default settings. The bound is the sum of the settings named. Without the message, the worker learns of the cancel only by
+its poll, and \`CANCEL_POLL_MS\` is added. A task that acknowledges does so at once, not after the whole of \`STOP_ACK_MS\`;
+where that is part of its bound, it is dead before the bound. Each bound is two goals, one with the message and one without.
+A missed one is marked **beyond its bound**: the longest round took more than ${SLACK_MS} ms longer than the bound. A full run has
 ${ROUNDS} rounds.`;
 
 export async function measure({ stage, quick, say }) {
@@ -109,7 +109,7 @@ async function untilGone(pid) {
     }
     await sleep(2);
   }
-  throw new Error(`process group ${pid} still lives after ${PATIENCE_MS} ms`);
+  throw new Error(`process group ${pid} is still alive after ${PATIENCE_MS} ms`);
 }
 
 function resultOf(species, measured) {
@@ -130,7 +130,15 @@ function resultOf(species, measured) {
 export function show(result) {
   const cell = ({ longest, ...figure }) => `${ranged(figure)}${isMet(longest) ? '' : ', **beyond its bound**'}`;
   return table(
-    ['the task', 'its bound', 'bound, ms', 'dead after, ms', 'without the message: bound, ms', 'dead after, ms', 'how'],
+    [
+      'the task',
+      'its bound',
+      'bound, ms',
+      'dead after, ms',
+      'without the message: bound, ms',
+      'dead after, ms',
+      'stopped',
+    ],
     result.map(({ says, how, settings, doorbell, poll }) => [
       says,
       settings || 'none of ours',

@@ -17,9 +17,9 @@ const TASK = join(root, 'bench/task.mjs');
 const TASKS = 4;
 const SLOTS = [1, 100];
 
-export const about = `What the service takes. Memory is what is resident, and the process's share of it when what processes have in common
-is divided among them. A task's start is from the fork until its code runs, with the service's own \`TaskProcess\`, over
-that of a bare \`child_process.fork\` of a module that loads the same task.`;
+export const about = `What the service costs. Memory is given as resident memory, and as the process's share, for which memory that
+several processes have in common is divided among them. A task's start is the time from the fork until its code runs, with the
+service's own \`TaskProcess\`, compared with a bare \`child_process.fork\` of a module that loads the same task.`;
 
 export async function measure({ stage, load, rounds, quick, say }) {
   if (!existsSync('/proc/self/smaps_rollup')) throw new Error('cost reads /proc, which this system does not have');
@@ -118,7 +118,7 @@ async function untilBegun(worker, count, watchdog) {
     }
     await sleep(20);
   }
-  throw new Error('the tasks did not begin');
+  throw new Error('the tasks did not start in time');
 }
 
 function meanOf(all) {
@@ -212,7 +212,7 @@ export function show({ memory, starts, taskStart, cpu, slots }) {
       ],
     ),
     table(
-      ['processor seconds for 1000 cancels', 'service', 'floor', 'ratio'],
+      ['processor seconds per 1000 cancels', 'service', 'floor', 'ratio'],
       ['server', 'postgres', 'redis'].map((who) => [
         who,
         ranged(cpu.service[who]),
@@ -221,7 +221,7 @@ export function show({ memory, starts, taskStart, cpu, slots }) {
       ]),
     ),
     table(
-      ['idle worker', 'resident', 'its share', 'of one core'],
+      ['idle worker', 'resident', 'its share', 'processor time, of one core'],
       slots.found.map((one) => [
         `${one.slots} slot${one.slots === 1 ? '' : 's'}`,
         megabytes(one.residentMb),
@@ -229,6 +229,6 @@ export function show({ memory, starts, taskStart, cpu, slots }) {
         `${(100 * one.cpuShare).toFixed(1)} %`,
       ]),
     ),
-    `Resident memory of ${SLOTS[1]} slots over that of ${SLOTS[0]}: ${judged(slots.ratio)}. Over ${slots.seconds} s.\n`,
+    `Resident memory with ${SLOTS[1]} slots over that with ${SLOTS[0]}: ${judged(slots.ratio)}. Measured over ${slots.seconds} s.\n`,
   ].join('\n');
 }

@@ -7,8 +7,9 @@ const FULL = { 1: 200, 16: 800, 64: 1200 };
 const QUICK = { 1: 60, 16: 150, 64: 300 };
 const FIGURES = ['perSecond', 'p50', 'p99'];
 
-export const about = `Creates and gets of the service over those of the floor server, which inserts the same row, adds the same
-entry with BullMQ's own \`Queue.add\`, and selects with the same join. No goals: these are here to be watched.`;
+export const about = `Creates and gets of the service compared with those of the floor, which inserts the same row, adds the same entry
+with BullMQ's own \`Queue.add\`, and selects with the same join. They have no goals; they are measured to notice when work on
+cancels makes them slower.`;
 
 export async function measure({ stage, load, rounds, quick, say }) {
   const site = await openSite(stage, 'create-get');
@@ -49,7 +50,7 @@ async function checkCreated(site, before, created) {
   const after = await counts(site);
   for (const what of ['rows', 'entries']) {
     const more = after[what] - before[what];
-    if (more !== created) throw new Error(`${more} ${what} more than before, not ${created}`);
+    if (more !== created) throw new Error(`${more} more ${what} than before, expected ${created}`);
   }
 }
 

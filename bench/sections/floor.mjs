@@ -21,16 +21,20 @@ const QUICK_WARM_UP = { cancels: 500, turns: { queued: 1, processing: 1 } };
 const PAUSE_MS = 12_000;
 const AFTER_PAUSE = { rounds: 5, count: 100 };
 
-export const about = `Cancels of the service over those of the floor: \`bench/floor-server.mjs\`, which is node:http, pg with
-prepared statements and BullMQ's own script, and nothing else: no validation, no log, no metrics, no errors. Three things it does
-not do that the service does: look the key up in the statement that cancels, share commits, and answer without
-waiting for Redis. Node has the same flags for both. The worker of the processing jobs, simulated, reads its messages between
-the rounds: a real one is on another machine. In every round both have new connections to
-Postgres: two with the same plans can differ by a tenth of a cancel for as long as they live. At concurrency 1 there are
-${MORE_ROUNDS_AT_1} times as many rounds (${QUICK_MORE_ROUNDS_AT_1} in a quick run). The first ${LEAD[1]} of a turn, ${LEAD[16]} at the other concurrencies, are not measured: the new connections have no plans yet, and each
-side has gone cold in the turn of the other. A few in a hundred that are slow for that alone would decide the p99. What comes
-after a pause is measured by itself: the full run ends with the first cancels after pauses of ${PAUSE_MS / 1000} s, in which neither
-was asked for anything: an API to cancel jobs has many.`;
+export const about = `Cancels of the service compared with those of the floor, the hand-written \`bench/floor-server.mjs\`. The floor is
+node:http, pg with prepared statements and BullMQ's own script, and nothing else: no validation, no log, no metrics, no error
+handling. The service does three things that the floor does not: it looks up the key in the statement that cancels, shares
+commits, and answers without waiting for Redis. Both run with the same Node flags.
+
+The worker of the processing jobs is simulated, and reads its messages between the rounds, because a real one would be on
+another machine. Both sides get new connections to Postgres in every round: two connections with the same plans can differ by
+a tenth of a cancel for as long as they live. At concurrency 1 there are ${MORE_ROUNDS_AT_1} times as many rounds (${QUICK_MORE_ROUNDS_AT_1} times as many in a
+quick run).
+
+The first ${LEAD[1]} cancels of a turn (${LEAD[16]} at the other concurrencies) are not measured: the new connections have no plans yet, and
+each side has gone cold during the other's turn. These few in a hundred, slow for that reason alone, would decide the p99. What
+a pause costs is measured separately: a full run ends with the first cancels after pauses of ${PAUSE_MS / 1000} s in which neither side
+received any request, since an API for cancelling jobs has many such pauses.`;
 
 export async function measure({ stage, load, rounds, quick, say }) {
   const site = await openSite(stage, 'floor');
@@ -156,7 +160,7 @@ export function show({ cells, afterPause }) {
   const sides = (figure, { service, floor }) => [ranged(service[figure]), ranged(floor[figure])];
   return [
     table(
-      ['job', 'concurrency', 'service, cancels/s', 'floor, cancels/s', 'ratio', 'generator, of one core'],
+      ['job', 'concurrency', 'service, cancels/s', 'floor, cancels/s', 'ratio', 'load generator, share of one core'],
       rows((cell) => [
         ...sides('perSecond', cell),
         judged(cell.ratios.perSecond),
@@ -170,7 +174,7 @@ export function show({ cells, afterPause }) {
         'service p99, ms',
         'floor p99, ms',
         'ratio of p99',
-        "median of the rounds'",
+        "median of the rounds' ratios",
         'ratio of p50',
       ],
       rows((cell) => [
@@ -186,7 +190,7 @@ export function show({ cells, afterPause }) {
 
 function showAfterPause({ cancels, rounds, service, floor, ratio }) {
   return table(
-    [`the first ${cancels} after a pause, ${rounds} times`, 'service p50, ms', 'floor p50, ms', 'ratio of p50'],
+    [`first ${cancels} cancels after a pause, ${rounds} times`, 'service p50, ms', 'floor p50, ms', 'ratio of p50'],
     [['queued, concurrency 1', ranged(service), ranged(floor), judged(ratio)]],
   );
 }

@@ -27,12 +27,15 @@ const WORDS = {
   workers: 'workers',
 };
 
-export const about = `Latency of a cancel at concurrency 1 when one thing has grown, over that of a small base in the same rounds. No
-answer waits for Redis, but what it takes to remove an entry is the price of a deep queue: the mean of that is added. Each
-size has a database, a queue and an api of its own; all are on the same Postgres and Redis. \`the base again\` is a second
-base: what it differs from the first is noise. The simulated workers have a subscription and a connection to Postgres
-each, and ask it every two seconds as the real ones do; jobs that they process are cancelled. \`jobs unknown to the
-statistics\` wait in the table since Postgres last looked at it, as after a burst: its planner thinks that few jobs wait.
+export const about = `Latency of a cancel at concurrency 1 when one thing has grown, compared with that of a small base in the same
+rounds. No answer waits for Redis, but removing the entry is where a deep queue would cost time, so the mean time Redis takes
+for that is added to the latency of queued jobs. Each size has its own database, queue and api, all on the same Postgres and
+Redis.
+
+\`the base again\` is a second base: any difference from the first is noise. The jobs cancelled for \`workers\` are ones that
+simulated workers are processing. Each worker has a subscription and a connection to Postgres, which it asks every two seconds
+as real ones do. \`jobs unknown to the statistics\` were added to the table after Postgres last analysed it, as after a burst:
+its planner thinks that few jobs are waiting.
 
 ![latency over growth](growth.svg)`;
 
@@ -158,8 +161,8 @@ export function show({ cells, cancels, rounds }) {
     judged(ratios.p50),
     judged(ratios.p99),
   ]);
-  const columns = ['what has grown', 'p50 before, ms', 'p50 after, ms', 'ratio of p50', 'ratio of p99'];
-  return `${rounds} rounds of ${cancels} cancels; for the workers a third as many of twice as many or more.\n\n${table(columns, rows)}`;
+  const columns = ['what has grown', 'p50 of the base, ms', 'p50 when grown, ms', 'ratio of p50', 'ratio of p99'];
+  return `${rounds} rounds of ${cancels} cancels; for the workers a third as many rounds, each of at least twice as many cancels.\n\n${table(columns, rows)}`;
 }
 
 const grouped = (count) => String(count).replaceAll(/\B(?=(\d{3})+$)/g, ' ');

