@@ -23,8 +23,8 @@ Written by \`npm run bench\`. How to read it:
   round only half a dozen requests lie beyond it, and which they are depends on what else the machine did in that second.
 - The servers are real: Postgres with \`fsync\` and \`synchronous_commit\`, Redis with its append-only file. The service is
   the production build, with guard, validation, log and metrics. The load generator is a separate process.
-- After each measurement the benchmark checks that every answer was the expected one, that every row is \`cancelled\`, and
-  that no entry is left in the queue. If not, there are no results.
+- The benchmark checks what it measures: every answer must be the expected one; after cancels every row must be
+  \`cancelled\` and no entry left in the queue. If not, there are no results.
 - A missed goal is marked as missed.
 `;
 

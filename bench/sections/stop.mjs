@@ -17,12 +17,12 @@ const BEYOND_ACK_MS = 50;
 export const about = `Time from when the load generator sends the request until nothing of the task's process group is alive, checked
 from outside four times a millisecond. The service and a worker run with their default settings. What it is compared with:
 
-- \`bare child\`: \`child_process.fork\`, and a message that aborts the task's \`AbortController\`; for a task that computes
-  without yielding, SIGKILL at once.
+- \`bare child\`: \`child_process.fork\`, from a message that aborts the task's \`AbortController\`; for a task that computes
+  without yielding, from a SIGKILL.
 - \`floor\`: the hand-written server of the section floor, and a hand-written worker that hears its message, asks Postgres
   whether it is true, and tells its bare child. The service's worker need not ask, because its message is proof of the cancel.
-- BullMQ's \`worker.cancelJob\`: there is no process to end, so the time is until its processor, in the worker's own process,
-  has seen the abort and returns. It has no bound either and writes no status, and a processor that does not yield never
+- BullMQ's \`worker.cancelJob\`: from the message. There is no process to end, so the time is until its processor, in the
+  worker's own process, has seen the abort and returns. It has no bound either and writes no status, and a processor that does not yield never
   hears of it.`;
 
 export async function measure({ stage, load, quick, say }) {
