@@ -10,10 +10,11 @@ import { endOnSignal, renewKey, startServers, startService } from './service.mjs
 
 const HELP = `Usage: npm run demo
 
-Starts the service by itself, cancels a queued job, a cooperative one, one that computes without yielding, one that
-ignores SIGTERM, and one whose message to the worker is lost; prints the times. Takes about half a minute.
+Starts the service on servers of its own. Cancels a queued job, a cooperative one, one that computes without yielding,
+one that ignores SIGTERM, and one whose message to the worker is lost, and prints how long each took to die. Takes
+about half a minute.
 
-Exit codes: 0 everything as promised, 1 not, 2 wrong usage.
+Exit codes: 0 everything as promised, 1 something not, 2 wrong usage.
 `;
 const PATIENCE_MS = 30_000;
 /** How much later than promised a process may end on a busy machine. */

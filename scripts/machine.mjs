@@ -12,12 +12,12 @@ Drives real api and worker processes through random orders of creates, claims, r
 messages, dead and frozen workers, second deliveries and wiped Redis, and checks after each step that no promise is
 broken. A failure prints the steps and the seed.
 
-  --runs N       rounds; 500 unless told, about ten minutes
-  --seed N       the same rounds as an earlier run
-  --mutants      puts each known fault into a copy of the service and expects the machine to find it
+  --runs N       number of rounds; by default 500, which take about ten minutes
+  --seed N       repeat the rounds of an earlier run
+  --mutants      put each known fault into a copy of the service, and expect the machine to find it
   --mutant NAME  only this one: ${MUTANTS.map(({ name }) => name).join(', ')}
 
-Exit codes: 0 as promised, 1 not, 2 wrong usage.
+Exit codes: 0 as promised, 1 not as promised, 2 wrong usage.
 `;
 
 async function main() {

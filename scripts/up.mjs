@@ -9,16 +9,16 @@ import { choosePorts, endOnSignal, renewKey, startServers, startService, STATE }
 const HELP = `Usage: npm run up
 
 Installs and builds what is missing, starts Postgres, Redis, an api and a worker, and prints a key and lines to
-paste. Ctrl-C ends everything that it started, a second Ctrl-C at once. Data is kept in .local/up.
+paste. Ctrl-C stops everything that it started; a second Ctrl-C kills it at once. Data is kept in .local/up.
 
 Environment
   PORT           port of the api (3000, or a free one if that is taken)
-  DATABASE_URL   a Postgres of yours, instead of one that is started here
-  REDIS_URL      a Redis of yours, instead of one that is started here
+  DATABASE_URL   your own Postgres, instead of one that is started here
+  REDIS_URL      your own Redis, instead of one that is started here
   and every other setting that the README lists. Unless they are set, HOST is 127.0.0.1, DRAIN_MS 2000, LOG_FORMAT
   pretty, and SCENARIO_TASK examples/demo-task.mjs
 
-Exit codes: the signal that ended it, 1 failed, 2 wrong usage.
+Exit codes: that of the signal that ended it, 1 failed, 2 wrong usage.
 `;
 
 const say = (line) => console.log(line);

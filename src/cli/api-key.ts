@@ -10,17 +10,17 @@ const HELP = `Usage: npm run -s api-key -- <command> [options]
 
 Commands
   create --workspace <slug> --name <name> [--expires <time>]
-                          Makes a key and prints it, the only time that it can be seen.
-                          A workspace that is new is created.
+                          Creates a key and prints it; it is never shown again.
+                          Creates the workspace if it does not exist.
   list [--workspace <slug>]
                           Lists keys: id, workspace, name, state, times. Never the keys themselves.
-  revoke <key-id>         Ends a key at once.
+  revoke <key-id>         Revokes a key at once.
   rotate <key-id> [--overlap <time>] [--expires <time>]
-                          Makes a key like this one and prints it. The old one ends at once, or after the overlap.
-                          The new one expires when the old one would have, or after the time given.
+                          Creates a key to replace this one and prints it. The old key stops working at once, or
+                          after the overlap. The new one expires when the old one would have, or after --expires.
 
 A time is a number and a unit: 30m, 12h, 90d. DATABASE_URL names the database.
-A key is printed alone on standard output; everything else goes to standard error.
+On standard output, create and rotate print the key and nothing else; messages go to standard error.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.
 `;

@@ -40,10 +40,10 @@ const BOOKS = `CREATE TABLE IF NOT EXISTS _prisma_migrations (
 
 const HELP = `Usage: npm run migrate
 
-Applies the migrations in prisma/migrations that the database does not have yet, each in a transaction of its
-own. Several at once wait for each other. Those of a later version are left as they are. A table that somebody
-reads for long, a backup for one, is waited for in short turns, and the service goes on meanwhile. No wait is
-longer than some five minutes. The database must exist; DATABASE_URL names it, directly and not through a pooler.
+Applies the migrations in prisma/migrations that the database does not have yet, each in its own transaction.
+Several runs at once wait for each other. Migrations of a later version are left as they are. If a table is in use
+for long, by a backup for instance, it is tried again and again, so that the service keeps running meanwhile. No wait
+is longer than about five minutes. The database must exist; DATABASE_URL must name it directly, not through a pooler.
 
 Exit codes: 0 applied or nothing to do, 1 failed, 2 wrong usage.
 `;

@@ -83,12 +83,16 @@ export const SETTINGS = {
     .describe(
       'What `REDIS_URL` names: one Redis (`single`), its sentinels (`sentinel`), or nodes of a cluster (`cluster`).',
     ),
-  REDIS_SENTINEL_NAME: z.string().min(1).default('mymaster').describe('What the sentinels call the master.'),
+  REDIS_SENTINEL_NAME: z
+    .string()
+    .min(1)
+    .default('mymaster')
+    .describe('The name of the master, as the sentinels know it.'),
   REDIS_SENTINEL_PASSWORD: z
     .string()
     .min(1)
     .optional()
-    .describe('Password of the sentinels; the one in `REDIS_URL` is the one of Redis itself.'),
+    .describe('Password of the sentinels; the one in `REDIS_URL` is for Redis itself.'),
   QUEUE_PREFIX: z
     .string()
     .regex(/^[\w{}.-]{1,64}$/, 'must be 1 to 64 letters, digits or any of _ - . { }')
@@ -106,7 +110,7 @@ export const SETTINGS = {
   LOG_LEVEL: oneOf(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'])
     .default('info')
     .describe('Lowest level that is logged.'),
-  LOG_FORMAT: oneOf(['json', 'pretty']).default('json').describe('`pretty` is for people in development.'),
+  LOG_FORMAT: oneOf(['json', 'pretty']).default('json').describe('`pretty` is for reading in development.'),
   SCENARIO_DOMAIN: z
     .string()
     .regex(/^[a-z0-9]+((\.|-+)[a-z0-9]+)*(:\d+)?$/, 'must be a domain name')
@@ -117,7 +121,7 @@ export const SETTINGS = {
     .string()
     .min(1)
     .optional()
-    .describe('Path of the task module that jobs run; the built-in one when it is not set.'),
+    .describe('Path of the task module that jobs run; the built-in one if not set.'),
   SCENARIO_TASK_STEP_MS: milliseconds(1000, 'How long each step of the built-in task takes.', 0),
   TASK_ENV: z
     .string()
@@ -130,10 +134,10 @@ export const SETTINGS = {
   TASK_MEMORY_MB: count(512, 1_048_576, "Limit of a task's JavaScript heap. At least 16.", 16),
   TASK_TIMEOUT_MS: milliseconds(900_000, 'A run that takes longer is stopped and its job fails.'),
   WORKER_CONCURRENCY: count(4, 1000, 'Jobs that one worker runs at the same time.'),
-  MAX_ATTEMPTS: count(3, 1000, 'Runs of one job before an error that may pass, or a lost worker, fails it.'),
-  RETRY_BACKOFF_MS: milliseconds(1000, 'Wait before the second run; doubles with each further one, up to a minute.'),
+  MAX_ATTEMPTS: count(3, 1000, 'How many runs a job may have before a retryable error, or a lost worker, fails it.'),
+  RETRY_BACKOFF_MS: milliseconds(1000, 'Wait before the second run; it doubles with each further run, up to a minute.'),
 
-  STOP_ACK_MS: milliseconds(1000, 'How long a task may take to acknowledge that it is asked to stop.'),
+  STOP_ACK_MS: milliseconds(1000, 'How long a task may take to acknowledge a request to stop.'),
   STOP_GRACE_MS: milliseconds(5000, 'How long a task that has acknowledged may clean up before SIGTERM.'),
   STOP_KILL_MS: milliseconds(2000, 'How long after SIGTERM the whole process group gets SIGKILL.'),
   CANCEL_POLL_MS: milliseconds(
@@ -147,7 +151,7 @@ export const SETTINGS = {
   ),
   WATCHDOG_MS: milliseconds(
     10_000,
-    'A worker process frozen for this long loses its tasks to its watchdog. At least 1000.',
+    'If a worker process is frozen for this long, its watchdog kills its tasks. At least 1000.',
     1000,
   ),
   LOCK_MS: milliseconds(
@@ -161,10 +165,10 @@ export const SETTINGS = {
   ),
   RECONCILE_MS: milliseconds(
     10_000,
-    'How often each worker compares rows and queue, and repairs what differs. At least 50.',
+    'How often each worker compares rows with the queue, and repairs what differs. At least 50.',
     50,
   ),
-  DRAIN_MS: milliseconds(25_000, 'How long a worker told to shut down waits for its runs before it stops them.', 0),
+  DRAIN_MS: milliseconds(25_000, 'How long a worker that is shutting down waits for its runs before it stops them.', 0),
 } as const;
 
 export type Settings = { readonly [Name in keyof typeof SETTINGS]: z.output<(typeof SETTINGS)[Name]> };

@@ -19,11 +19,11 @@ import { World } from './world.mjs';
 const HELP = `Usage: npm run soak -- [--jobs N] [--seed N]
 
 Creates jobs through two apis, runs them on three workers and cancels a tenth of them at random moments, while workers
-are killed and frozen, apis killed, Postgres restarted and cut off, and Redis frozen, restarted and emptied. Then holds
-every job against what its callers were told.
+are killed and frozen, apis killed, Postgres restarted and cut off, and Redis frozen, restarted and emptied. Then
+compares every job with what its callers were told.
 
-  --jobs N  how many; 2000 unless told, four minutes or more
-  --seed N  the same jobs, cancels and faults as an earlier run; when exactly each happens is the machine's
+  --jobs N  number of jobs; by default 2000, which take four minutes or more
+  --seed N  repeat the jobs, cancels and faults of an earlier run; their exact timing still depends on the machine
 
 Exit codes: 0 nothing contradicts what callers were told, 1 something does, 2 wrong usage.
 `;

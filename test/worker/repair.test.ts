@@ -116,7 +116,7 @@ describe('what the queue forgets, the rows know', () => {
     redis.pause();
     const created = await system.create('quick');
     expect(created.status).toBe('queued');
-    await system.api.untilLogged('job could not be queued, and will be by the reconciler', created.id);
+    await system.api.untilLogged('job could not be queued; the reconciler will queue it', created.id);
     redis.resume();
     await system.untilStatus(created.id, 'completed');
   });

@@ -39,7 +39,7 @@ export class CreateJob {
     try {
       await this.queue.add(jobId);
     } catch (error) {
-      this.logger.warn({ err: error, jobId }, 'job could not be queued, and will be by the reconciler');
+      this.logger.warn({ err: error, jobId }, 'job could not be queued; the reconciler will queue it');
     }
   }
 }

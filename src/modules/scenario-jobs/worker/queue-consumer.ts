@@ -79,7 +79,7 @@ export class QueueConsumer {
     // Lost locks, lost connections, refusals: the row is what counts, and BullMQ carries on by itself.
     this.worker.on('error', (error) => this.warn.take(error));
     this.worker.on('stalled', (jobId) =>
-      this.logger.warn({ jobId }, 'the lock of a job has run out, it is delivered again'),
+      this.logger.warn({ jobId }, 'the lock of a job has expired, so the job is delivered again'),
     );
     return this.worker;
   }
@@ -95,7 +95,7 @@ export class QueueConsumer {
     const { worker, connection } = this;
     if (!worker) return;
     await within(CLOSE_LIMIT_MS, 'closing the queue', worker.close(force)).catch((error: unknown) =>
-      this.logger.warn({ err: error }, 'left the queue without its answer'),
+      this.logger.warn({ err: error }, 'left the queue without waiting for Redis any longer'),
     );
     // BullMQ ends its own connections, but leaves ours alone.
     connection?.disconnect();

@@ -161,7 +161,7 @@ export class RunJob {
       if (!isOld || (await this.repository.isProcessing(run))) task.start(SCENARIO_TASK, inputOf(job));
       else run.stop('superseded');
     } catch (error) {
-      logger.warn({ err: error }, 'could not ask whether the job is still to be run');
+      logger.warn({ err: error }, 'could not ask whether the job must still run');
       run.stop('interrupted');
     }
   }
@@ -177,10 +177,10 @@ export class RunJob {
         stop: { ackMs: settings.STOP_ACK_MS, graceMs: settings.STOP_GRACE_MS, killMs: settings.STOP_KILL_MS },
         onProgress,
         onOutput: (line, stream) => logger.info({ stream, line }, 'task output'),
-        onSurvivors: (pids) => logger.error({ pids }, 'processes of the task live on after SIGKILL'),
+        onSurvivors: (pids) => logger.error({ pids }, 'processes of the task are still alive after SIGKILL'),
       });
     } catch (error) {
-      logger.error({ err: error }, 'the task was refused a process');
+      logger.error({ err: error }, 'the system refused a process for the task');
       return undefined;
     }
   }
