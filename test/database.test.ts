@@ -251,3 +251,19 @@ describe('a database with a time zone and a style of dates of its own', () => {
     await other.close();
   });
 });
+
+describe('a database whose search_path leads to another schema', () => {
+  it('has its jobs where Prisma has its models', async () => {
+    const other = await TestDatabase.create();
+    const name = new URL(other.url).pathname.slice(1);
+    await other.pool.query(
+      'CREATE SCHEMA app; CREATE TABLE app.scenario_jobs (LIKE public.scenario_jobs INCLUDING ALL)',
+    );
+    await other.pool.query(`ALTER DATABASE ${name} SET search_path = app, public`);
+    const database = other.prisma();
+    const newJob = { userEmail: 'ada@example.com', prompt: 'p', context: null, scenarioSlug: null, requestId: null };
+    const { job } = (await new JobRepository(database).create(other.workspace.id, newJob))!;
+    expect(await database.job.findMany({ select: { id: true } })).toEqual([{ id: job.id }]);
+    await other.close();
+  });
+});

@@ -76,8 +76,8 @@ async function main(args: string[]): Promise<number> {
     // Losing the connection fails the current statement, or the next one; nothing more to do here.
     client.on('error', () => undefined);
     await client.connect();
-    // Overrides the limits of the role: another migration, or this one, may take long.
-    await client.query('SET statement_timeout = 0; SET lock_timeout = 0');
+    // Overrides the limits of the role: another migration, or this one, may take long. The service uses this schema.
+    await client.query('SET statement_timeout = 0; SET lock_timeout = 0; SET search_path = public');
     await lockPatiently(client);
     await client.query(BOOKS);
     const { rows } = await client.query<Applied>(
@@ -87,7 +87,7 @@ async function main(args: string[]): Promise<number> {
     for (const migration of pending) await applyPatiently(client, migration);
     // A pooler may hand this connection on to another client, with its lock and settings.
     await client.query('SELECT pg_advisory_unlock($1)', [PRISMA_LOCK]);
-    await client.query('RESET statement_timeout; RESET lock_timeout');
+    await client.query('RESET statement_timeout; RESET lock_timeout; RESET search_path');
     process.stdout.write(`${pending.length} migration(s) applied, ${rows.length} were there before\n`);
     return 0;
   } catch (error) {

@@ -65,6 +65,9 @@ describe('settings', () => {
       'DATABASE_URL must name no schema but public',
     ]);
     expect(faultsOf({ ...REQUIRED, DATABASE_URL: `${DATABASE_URL}public` })).toEqual([]);
+    expect(faultsOf({ ...REQUIRED, DATABASE_URL: `${DATABASE_URL}public&options=-c%20search_path%3Dother` })).toEqual([
+      'DATABASE_URL must name no schema but public',
+    ]);
     expect(faultsOf({ ...REQUIRED, DATABASE_URL: 'nonsense' })).toEqual(['DATABASE_URL must be a postgres:// URL']);
   });
 

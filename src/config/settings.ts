@@ -58,10 +58,15 @@ const oneOf = <const Options extends readonly [string, ...string[]]>(options: Op
 /** Every environment variable that the service reads: its type, its default and what it is for. */
 export const SETTINGS = {
   DATABASE_URL: url(/^postgres(ql)?:\/\//, 'postgres://')
-    // Only Prisma's own tools would honour a schema; the service would not.
-    .refine((value) => ['public', null].includes(new URL(value).searchParams.get('schema')), {
-      message: 'must name no schema but public',
-    })
+    // Only Prisma's own tools would honour a schema; the service would not, nor a search_path.
+    .refine(
+      (value) => {
+        const parameters = new URL(value).searchParams;
+        const isOther = parameters.getAll('options').some((options) => options.includes('search_path'));
+        return !isOther && ['public', null].includes(parameters.get('schema'));
+      },
+      { message: 'must name no schema but public' },
+    )
     .refine((value) => filesOf(value).every(isReadable), {
       message: `must name files that can be read as ${CERTIFICATES.join(', ')}`,
     })

@@ -26,10 +26,11 @@ export const LONGEST_STATEMENT_MS = CONNECT_TIMEOUT_MS + QUERY_TIMEOUT_MS;
 const IDLE_CONNECTIONS = 2;
 
 /**
- * Prisma's adapter reads every time as UTC in ISO style, whatever the server says. With another `TimeZone`, which a
- * database or a role may have, jobs would get wrong times and keys live hours too long or too short.
+ * What a database or a role may have set otherwise. Prisma's adapter reads every time as UTC in ISO style, whatever the
+ * server says: jobs would get wrong times and keys live hours too long or too short. And Prisma's models are always in
+ * the schema `public`, where raw statements must find their tables as well.
  */
-const SESSION = '-c TimeZone=UTC -c DateStyle=ISO';
+const SESSION = '-c TimeZone=UTC -c DateStyle=ISO -c search_path=public';
 
 /** The URL with these session options added to its own. If a URL has `options` twice, the last one counts. */
 function withSession(url: string): string {

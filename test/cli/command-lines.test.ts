@@ -2,6 +2,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
+import { Client } from 'pg';
 import { eventually } from '../support/eventually';
 import { DIST, ServiceProcess } from '../support/service-process';
 import { TcpProxy } from '../support/tcp-proxy';
@@ -232,6 +233,21 @@ describe('migrate', () => {
   it('changes nothing when everything is applied', () => {
     const out = `0 migration(s) applied, ${migrations.length} were there before`;
     expect(run('migrate', [])).toMatchObject({ status: 0, out });
+  });
+
+  it("makes its tables where the service looks for them, whatever the database's search_path", async () => {
+    const name = `${new URL(system.url).pathname.slice(1)}_search_path`;
+    const DATABASE_URL = system.url.replace(/[^/]*$/, name);
+    await system.pool.query(`CREATE DATABASE ${name}`);
+    await system.pool.query(`ALTER DATABASE ${name} SET search_path = app, public`);
+    const client = new Client({ connectionString: DATABASE_URL });
+    await client.connect();
+    await client.query('CREATE SCHEMA app');
+    expect(run('migrate', [], { DATABASE_URL })).toMatchObject({ status: 0 });
+    const { rows } = await client.query(`SELECT schemaname FROM pg_tables WHERE tablename = 'scenario_jobs'`);
+    expect(rows).toEqual([{ schemaname: 'public' }]);
+    await client.end();
+    await system.pool.query(`DROP DATABASE ${name}`);
   });
 
   it('lets the service go on while it waits for somebody who reads a table', async () => {
