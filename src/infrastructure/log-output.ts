@@ -17,8 +17,10 @@ const LAST_LINES_MS = 2000;
  */
 export function logOutput({
   gathered,
+  format = (line) => line,
 }: {
   gathered: boolean;
+  format?: ((line: string) => string) | undefined;
 }): DestinationStream & { flush(done: () => void): void; flushSync(): void } {
   // While this much waits for a reader, further lines are dropped.
   const output = pino.destination({ dest: STDOUT, sync: false, maxLength: 16 * 1024 * 1024 });
@@ -47,7 +49,7 @@ export function logOutput({
   process.on('exit', writeNow);
   return {
     write(line) {
-      lines += line;
+      lines += format(line);
       if (!gathered || lines.length >= PAGE_LENGTH) write();
     },
     flush(done) {

@@ -1,5 +1,6 @@
 import { type LoggerService } from '@nestjs/common';
-import { type Logger, type LoggerOptions, pino } from 'pino';
+import { type Logger, pino } from 'pino';
+import { prettyFactory } from 'pino-pretty';
 import { type Settings } from '../config/settings';
 import { logOutput } from './log-output';
 
@@ -9,9 +10,11 @@ export type { Logger } from 'pino';
 export const LOGGER = Symbol('Logger');
 
 const PRETTY = {
-  target: 'pino-pretty',
+  ignore: 'pid',
+  translateTime: 'HH:MM:ss.l',
+  singleLine: true,
   // Our field `error` holds a code; pino-pretty would take it for an error and give it a line of its own.
-  options: { ignore: 'pid', translateTime: 'HH:MM:ss.l', singleLine: true, errorLikeObjectKeys: ['err'] },
+  errorLikeObjectKeys: ['err'],
 };
 
 /** ioredis puts the failed command into its error; if a login was refused, that includes the password. */
@@ -30,15 +33,17 @@ export function createLogger(
   settings: Pick<Settings, 'LOG_LEVEL' | 'LOG_FORMAT'>,
   { gathered = false } = {},
 ): Logger {
-  const options: LoggerOptions = {
-    level: settings.LOG_LEVEL,
-    base: { service, pid: process.pid },
-    timestamp: pino.stdTimeFunctions.isoTime,
-    redact: { paths: [...ARGUMENTS, CONNECTION, ...ROW], remove: true },
-    formatters: { level: (label) => ({ level: label }) },
-  };
-  if (settings.LOG_FORMAT === 'pretty') return pino(options, pino.transport(PRETTY));
-  return pino(options, logOutput({ gathered }));
+  const format = settings.LOG_FORMAT === 'pretty' ? prettyFactory(PRETTY) : undefined;
+  return pino(
+    {
+      level: settings.LOG_LEVEL,
+      base: { service, pid: process.pid },
+      timestamp: pino.stdTimeFunctions.isoTime,
+      redact: { paths: [...ARGUMENTS, CONNECTION, ...ROW], remove: true },
+      formatters: { level: (label) => ({ level: label }) },
+    },
+    logOutput({ gathered, format }),
+  );
 }
 
 /** Sends Nest's own messages to our logger, those about modules and routes at debug level. */

@@ -1,5 +1,4 @@
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { closeSync, openSync } from 'node:fs';
 import { join } from 'node:path';
 import { whileBehindProxy } from '../support/behind-proxy';
@@ -149,11 +148,16 @@ describe('the log of a process that is told to end', () => {
   });
 });
 
-describe('a process whose log finds no room on the disk', () => {
-  it('goes on without, and ends when it is told to', async () => {
+describe.each(['json', 'pretty'])('a process whose log, %s, finds no room', (format) => {
+  const FULL = openSync('/dev/full', 'w');
+  afterAll(() => closeSync(FULL));
+
+  it.each([
+    ['on the disk', FULL],
+    ['because nobody reads it', 'pipe' as const],
+  ])('%s, goes on without, and ends when it is told to', async (_, stdout) => {
     const own = await TestDatabase.create();
     const PORT = String(await freePort());
-    const full = openSync('/dev/full', 'w');
     const api = spawn(process.execPath, [join(DIST, 'main.api.js')], {
       env: {
         PATH: process.env.PATH,
@@ -161,20 +165,20 @@ describe('a process whose log finds no room on the disk', () => {
         REDIS_URL: process.env.TEST_REDIS_URL!,
         PORT,
         HOST: '127.0.0.1',
+        LOG_FORMAT: format,
       },
-      stdio: ['ignore', full, 'ignore'],
+      stdio: ['ignore', stdout, 'ignore'],
     });
-    const ended = once(api, 'exit');
     const ask = () => fetch(`http://127.0.0.1:${PORT}/rest/v1/scenario-studio/jobs/j1o2b3i4d5x6`);
     try {
       await eventually('it listens', async () => (await ask()).status === 401);
+      api.stdout?.destroy();
       // More lines than the process keeps in memory before it tries to write them.
       for (let times = 0; times < 500; times++) expect((await ask()).status).toBe(401);
       api.kill('SIGTERM');
-      expect(await ended).toEqual([null, 'SIGTERM']);
+      expect(await eventually('it ends', () => api.signalCode ?? api.exitCode?.toString())).toBe('SIGTERM');
     } finally {
       api.kill('SIGKILL');
-      closeSync(full);
       await own.close();
     }
   });
