@@ -22,12 +22,14 @@ afterAll(() => own.close());
 
 describe('an error of Postgres', () => {
   // Connection, login, no such database, deadlock, resources, server shutdown, its disk, a standby, `lock_timeout`, an
-  // internal error, a pooler without prepared statements; then errors caused by the statement or its values.
+  // internal error, a pooler without prepared statements, a database without the newest migration; then errors caused by
+  // the statement or its values.
   const AWAY = ['08006', '28000', '3D000', '40P01', '40001', '53300', '57P03', '58030', '25006', '55P03', 'XX000'];
   const POOLER = ['42P05', '26000'];
+  const NOT_MIGRATED = ['42P01', '42703'];
   const OURS = ['23505', '22P05', '42601', '23514', 'P0001'];
   it.each([
-    ...[...AWAY, ...POOLER].map((code) => [code, true] as const),
+    ...[...AWAY, ...POOLER, ...NOT_MIGRATED].map((code) => [code, true] as const),
     ...OURS.map((code) => [code, false] as const),
   ])('%s says that it is away: %s', async (code, isAway) => {
     const raise = own.prisma().$executeRawUnsafe(`DO $$ BEGIN RAISE 'no' USING ERRCODE = '${code}'; END $$`);

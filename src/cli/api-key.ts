@@ -123,9 +123,9 @@ async function main(args: string[]): Promise<number> {
       return 2;
     }
     if (error instanceof Failed) note(error.message);
+    else if (isNotMigrated(error)) note('The database has not been migrated: run npm run migrate');
     else if (isDatabaseUnavailable(error))
       note(`Postgres cannot be reached, or refuses the log-in; DATABASE_URL names both\n${lastLine(error)}`);
-    else if (isNotMigrated(error)) note('The database has no tables yet: run npm run migrate');
     else note(`Failed: ${error instanceof Error ? error.message : String(error)}`);
     return 1;
   }

@@ -78,6 +78,7 @@ async function main(args: string[]): Promise<number> {
     await client.connect();
     // Overrides the limits of the role: another migration, or this one, may take long. The service uses this schema.
     await client.query('SET statement_timeout = 0; SET lock_timeout = 0; SET search_path = public');
+    await checkEncoding(client);
     await lockPatiently(client);
     await client.query(BOOKS);
     const { rows } = await client.query<Applied>(
@@ -97,6 +98,15 @@ async function main(args: string[]): Promise<number> {
     return 1;
   } finally {
     await client?.end().catch(() => undefined);
+  }
+}
+
+/** Any other encoding would refuse some of the texts that callers send and tasks return. */
+async function checkEncoding(client: Client): Promise<void> {
+  const { rows } = await client.query<{ server_encoding: string }>('SHOW server_encoding');
+  const encoding = rows[0]?.server_encoding ?? '';
+  if (!['UTF8', 'SQL_ASCII'].includes(encoding)) {
+    throw new Error(`the encoding of the database is ${encoding}; it must be UTF8`);
   }
 }
 

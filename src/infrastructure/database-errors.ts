@@ -35,11 +35,15 @@ const ADAPTER_KINDS = new Set([
   'TlsConnectionError',
 ]);
 
+/** A table or a column does not exist: Prisma's codes, and those of Postgres. */
+const NOT_MIGRATED = new Set(['P2021', 'P2022', '42P01', '42703']);
+
 /**
- * Whether an error means that Postgres could not do the work just now, through no fault of the statement.
- * Prisma wraps the driver's error in its own, so the whole chain is searched.
+ * Whether an error means that Postgres could not do the work just now, through no fault of the statement; also because
+ * it has still to be migrated. Prisma wraps the driver's error in its own, so the whole chain is searched.
  */
 export function isDatabaseUnavailable(error: unknown): boolean {
+  if (isNotMigrated(error)) return true;
   return chain(error).some(
     ({ code, originalCode, kind, message, severity }) =>
       // Postgres ended the connection, or refused it.
@@ -53,9 +57,9 @@ export function isDatabaseUnavailable(error: unknown): boolean {
   );
 }
 
-/** Whether an error means that the database has not been migrated. */
+/** Whether an error means that the database has not been migrated, or not by the newest migration. */
 export function isNotMigrated(error: unknown): boolean {
-  return chain(error).some(({ code, originalCode }) => code === 'P2021' || originalCode === '42P01');
+  return chain(error).some(({ code, originalCode }) => NOT_MIGRATED.has(String(originalCode ?? code)));
 }
 
 /** Whether an error is a unique violation of the index of this name. */

@@ -484,6 +484,7 @@ describe('metrics and health', () => {
           body: { error: { code: 'service_unavailable', message: expect.stringContaining('has not been migrated') } },
         });
       }
+      expect(await system.request('DELETE', '/j1o2b3i4d5x6')).toMatchObject({ status: 503 });
     } finally {
       await system.pool.query(`ALTER TABLE ${giveBack}`);
     }

@@ -219,7 +219,7 @@ describe('api-key', () => {
   it('says when the database has no tables', () => {
     expect(run('api-key', ['list'], { DATABASE_URL: process.env.TEST_POSTGRES_URL! })).toMatchObject({
       status: 1,
-      err: 'The database has no tables yet: run npm run migrate',
+      err: 'The database has not been migrated: run npm run migrate',
     });
   });
 });
@@ -247,6 +247,16 @@ describe('migrate', () => {
     const { rows } = await client.query(`SELECT schemaname FROM pg_tables WHERE tablename = 'scenario_jobs'`);
     expect(rows).toEqual([{ schemaname: 'public' }]);
     await client.end();
+    await system.pool.query(`DROP DATABASE ${name}`);
+  });
+
+  it('refuses a database that cannot hold every text', async () => {
+    const name = `${new URL(system.url).pathname.slice(1)}_latin1`;
+    await system.pool.query(`CREATE DATABASE ${name} TEMPLATE template0 ENCODING LATIN1 LOCALE 'C'`);
+    expect(run('migrate', [], { DATABASE_URL: system.url.replace(/[^/]*$/, name) })).toMatchObject({
+      status: 1,
+      err: 'Migration failed: the encoding of the database is LATIN1; it must be UTF8',
+    });
     await system.pool.query(`DROP DATABASE ${name}`);
   });
 
