@@ -4,7 +4,7 @@ import { dirname, join } from 'node:path';
 import { prepare, root } from './prepare.mjs';
 import { Processes } from './processes.mjs';
 import { reachable } from './servers.mjs';
-import { choosePorts, endOnSignal, renewKey, startServers, startService, STATE } from './service.mjs';
+import { checkSettings, choosePorts, endOnSignal, renewKey, startServers, startService, STATE } from './service.mjs';
 
 const HELP = `Usage: npm run up
 
@@ -37,7 +37,7 @@ async function main(args) {
   const { onExit, isEnding } = endOnSignal(processes, { say, cleanUp: () => rmSync(STATE, { force: true }) });
   try {
     const host = process.env.HOST || '127.0.0.1';
-    const environment = {
+    const settings = {
       NODE_ENV: 'development',
       HOST: host,
       ...(await choosePorts(host)),
@@ -45,8 +45,9 @@ async function main(args) {
       DRAIN_MS: process.env.DRAIN_MS || '2000',
       LOG_FORMAT: process.env.LOG_FORMAT || 'pretty',
       SCENARIO_TASK: process.env.SCENARIO_TASK || join(root, 'examples', 'demo-task.mjs'),
-      ...(await startServers(processes, place, { say, onExit })),
     };
+    checkSettings(settings);
+    const environment = { ...settings, ...(await startServers(processes, place, { say, onExit })) };
     const key = await renewKey(processes, 'demo', 'demo', environment);
     say('Starting api and worker');
     const urls = await startService(processes, environment, { onExit, stdio: ['ignore', 'inherit', 'inherit'] });
