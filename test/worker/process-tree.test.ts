@@ -128,6 +128,22 @@ describe('looking for what is left of a task', () => {
     await killTrees([{ groupId, runId }]);
     expect(isAlive(pid)).toBe(false);
   });
+
+  it('says so when it can see nothing for long, and goes on looking', async () => {
+    const groupId = await groupOfNobody();
+    const pid = start();
+    const tooMany = Object.assign(new Error('too many open files'), { code: 'EMFILE' });
+    const readdir = jest.spyOn(fs, 'readdir').mockRejectedValue(tooMany);
+    let now = 0;
+    jest.spyOn(performance, 'now').mockImplementation(() => (now += 6000));
+    let times = 0;
+    await killTrees([{ groupId, runId }], () => {
+      times++;
+      readdir.mockRestore();
+    });
+    expect(times).toBe(1);
+    expect(isAlive(pid)).toBe(false);
+  });
 });
 
 /** The number of a group that has ended. */

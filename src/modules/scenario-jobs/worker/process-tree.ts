@@ -42,13 +42,15 @@ const ROUNDS = 10;
  *
  * A process that one look does not see can still be alive: a daemon that began where the look had already been, while
  * its parent ended before the look reached it, or a program that is just being loaded. So it takes two looks in a row
- * that find nothing, and nothing unsure.
+ * that find nothing, and nothing unsure. While there are too few file descriptors for a look, it goes on trying, and
+ * calls `onBlind` once if that takes long.
  */
-export async function killTrees(trees: readonly ProcessTree[]): Promise<number[]> {
+export async function killTrees(trees: readonly ProcessTree[], onBlind?: () => void): Promise<number[]> {
   const groups = new Set(trees.map(({ groupId }) => groupId));
   const runIds = trees.map(({ runId }) => runId);
   let clean = 0;
   let began: number | undefined;
+  let blindSince: number | undefined;
   const seen = new Map<number, number>();
   for (let wait = 1; ;) {
     // A group that has ended has ended for good: its number may be another group's from then on.
@@ -56,6 +58,11 @@ export async function killTrees(trees: readonly ProcessTree[]): Promise<number[]
     const found = await look(groups, runIds).catch(unlessTooManyFiles);
     const members = found?.members ?? [];
     const now = performance.now();
+    blindSince = found ? undefined : (blindSince ?? now);
+    if (blindSince !== undefined && now - blindSince > SURVIVES_MS) {
+      onBlind?.();
+      onBlind = undefined;
+    }
     for (const pid of members) {
       kill(pid);
       if (!seen.has(pid)) seen.set(pid, now);

@@ -64,6 +64,8 @@ type TaskOptions = {
   onOutput: OnOutput;
   /** Called with the processes of the tree that live on although they were killed. */
   onSurvivors: (pids: number[]) => void;
+  /** Called when nobody can tell for long whether the tree is dead, for want of file descriptors. */
+  onBlind: () => void;
 };
 
 /** How a run's process ended, if nobody stopped it first. */
@@ -244,7 +246,7 @@ export class TaskProcess {
     });
     this.expectNothing();
     if (!exit) return { end: { kind: 'not started' }, how: this.how };
-    this.survivors = 'survivors' in exit ? exit.survivors : await killTrees([this.tree]);
+    this.survivors = 'survivors' in exit ? exit.survivors : await killTrees([this.tree], this.options.onBlind);
     if (this.survivors.length > 0) this.options.onSurvivors(this.survivors);
     await this.untilAllIsRead();
     // A process that is asked to stop kills itself after its last message. That SIGKILL is not ours, so it is
