@@ -1,6 +1,5 @@
 // The whole service for development: its servers, its database, an api and a worker. Used by up and demo.
 import { readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { createServer } from 'node:net';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -53,8 +52,8 @@ export function endOnSignal(processes, { say, cleanUp, ...options }) {
 }
 
 /** Throws if the service would refuse these settings, before anything is started for it. */
-export function checkSettings(settings) {
-  const { parseSettings } = createRequire(import.meta.url)('../dist/config/settings.js');
+export async function checkSettings(settings) {
+  const { parseSettings } = await import('../dist/config/settings.js');
   const { DATABASE_URL, REDIS_URL } = process.env;
   const urls = { DATABASE_URL: DATABASE_URL || 'postgres://later', REDIS_URL: REDIS_URL || 'redis://later' };
   parseSettings({ ...process.env, ...settings, ...urls });

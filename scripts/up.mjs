@@ -46,7 +46,7 @@ async function main(args) {
       LOG_FORMAT: process.env.LOG_FORMAT || 'pretty',
       SCENARIO_TASK: process.env.SCENARIO_TASK || join(root, 'examples', 'demo-task.mjs'),
     };
-    checkSettings(settings);
+    await checkSettings(settings);
     const environment = { ...settings, ...(await startServers(processes, place, { say, onExit })) };
     const key = await renewKey(processes, 'demo', 'demo', environment);
     say('Starting api and worker');

@@ -13,6 +13,7 @@ import { TcpProxy } from './support/tcp-proxy';
 import { TestDatabase } from './support/test-database';
 
 let own: TestDatabase;
+const NEW_JOB = { userEmail: 'ada@example.com', prompt: 'p', context: null, scenarioSlug: null, requestId: null };
 const RUN = (): string => `run_id = '${randomUUID()}', worker_id = 'w', started_at = COALESCE(started_at, now())`;
 
 beforeAll(async () => {
@@ -232,7 +233,6 @@ describe('a connection that Postgres ends', () => {
 
 describe('a database with a time zone and a style of dates of its own', () => {
   const HOUR_MS = 3_600_000;
-  const newJob = { userEmail: 'ada@example.com', prompt: 'p', context: null, scenarioSlug: null, requestId: null };
 
   it.each(['Asia/Kolkata', 'America/St_Johns'])('keeps the right times: %s', async (zone) => {
     const other = await TestDatabase.create();
@@ -241,7 +241,7 @@ describe('a database with a time zone and a style of dates of its own', () => {
     await other.pool.query(`ALTER DATABASE ${name} SET datestyle = 'SQL, DMY'`);
     // Options that the URL itself has count as well.
     const database = other.prisma('?options=-c%20work_mem%3D5MB');
-    const { job } = (await new JobRepository(database).create(other.workspace.id, newJob))!;
+    const { job } = (await new JobRepository(database).create(other.workspace.id, NEW_JOB))!;
     expect(Math.abs(Number(job.createdAt) - Date.now())).toBeLessThan(HOUR_MS / 2);
     const { id } = await new ApiKeyRepository(database).create('acme', 'ci', new Date(Date.now() + HOUR_MS));
     const { rows } = await other.pool.query<{ left: number }>(
@@ -263,8 +263,7 @@ describe('a database whose search_path leads to another schema', () => {
     );
     await other.pool.query(`ALTER DATABASE ${name} SET search_path = app, public`);
     const database = other.prisma();
-    const newJob = { userEmail: 'ada@example.com', prompt: 'p', context: null, scenarioSlug: null, requestId: null };
-    const { job } = (await new JobRepository(database).create(other.workspace.id, newJob))!;
+    const { job } = (await new JobRepository(database).create(other.workspace.id, NEW_JOB))!;
     expect(await database.job.findMany({ select: { id: true } })).toEqual([{ id: job.id }]);
     await other.close();
   });

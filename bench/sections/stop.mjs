@@ -22,8 +22,8 @@ from outside four times a millisecond. The service and a worker run with their d
 - \`floor\`: the hand-written server of the section floor, and a hand-written worker that hears its message, asks Postgres
   whether it is true, and tells its bare child. The service's worker need not ask, because its message is proof of the cancel.
 - BullMQ's \`worker.cancelJob\`: from the message. There is no process to end, so the time is until its processor, in the
-  worker's own process, has seen the abort and returns. It has no bound either and writes no status, and a processor that does not yield never
-  hears of it.`;
+  worker's own process, has seen the abort and returns. It has no bound either and writes no status, and a processor that does
+  not yield never hears of it.`;
 
 export async function measure({ stage, load, quick, say }) {
   const rounds = quick ? 3 : 25;

@@ -1,4 +1,5 @@
 import { spawn, spawnSync } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
@@ -49,6 +50,12 @@ const named = async (name: string) => {
     [name],
   );
   return rows.map(({ id, expires }) => ({ id, expires: Number(expires) }));
+};
+/** A database beside the system's own, without tables. */
+const emptyDatabase = async (options = '') => {
+  const name = `empty_${randomBytes(6).toString('hex')}`;
+  await system.pool.query(`CREATE DATABASE ${name} ${options}`);
+  return { name, DATABASE_URL: system.url.replace(/[^/]*$/, name) };
 };
 const newKey = (name: string, times: { expiresAt?: Date } = {}) =>
   system.createKey(system.workspace.id, { name, ...times });
@@ -236,9 +243,7 @@ describe('migrate', () => {
   });
 
   it("makes its tables where the service looks for them, whatever the database's search_path", async () => {
-    const name = `${new URL(system.url).pathname.slice(1)}_search_path`;
-    const DATABASE_URL = system.url.replace(/[^/]*$/, name);
-    await system.pool.query(`CREATE DATABASE ${name}`);
+    const { name, DATABASE_URL } = await emptyDatabase();
     await system.pool.query(`ALTER DATABASE ${name} SET search_path = app, public`);
     const client = new Client({ connectionString: DATABASE_URL });
     await client.connect();
@@ -251,9 +256,8 @@ describe('migrate', () => {
   });
 
   it('refuses a database that cannot hold every text', async () => {
-    const name = `${new URL(system.url).pathname.slice(1)}_latin1`;
-    await system.pool.query(`CREATE DATABASE ${name} TEMPLATE template0 ENCODING LATIN1 LOCALE 'C'`);
-    expect(run('migrate', [], { DATABASE_URL: system.url.replace(/[^/]*$/, name) })).toMatchObject({
+    const { name, DATABASE_URL } = await emptyDatabase(`TEMPLATE template0 ENCODING LATIN1 LOCALE 'C'`);
+    expect(run('migrate', [], { DATABASE_URL })).toMatchObject({
       status: 1,
       err: 'Migration failed: the encoding of the database is LATIN1; it must be UTF8',
     });

@@ -92,11 +92,6 @@ export class ServiceProcess {
     return sums.reduce((total, line) => total + Number(line.split(' ').at(-1)), 0);
   }
 
-  /** From now on nobody reads what the process prints. */
-  stopReading(): void {
-    this.child.stdout?.destroy();
-  }
-
   /** Stops reading what the process prints, like a busy reader, until `readOn`. */
   holdReading(): void {
     this.child.stdout?.pause();

@@ -139,13 +139,6 @@ describe('the log of a process that is told to end', () => {
       expect(process.logs.map(({ requestId }) => requestId)).toContain('r-last');
     }
   });
-
-  it('does not hold it back when nobody reads any more', async () => {
-    system = await TestSystem.start({ workers: 0 });
-    system.api.stopReading();
-    system.api.signal('SIGTERM');
-    expect(await system.api.ended()).toEqual({ code: null, signal: 'SIGTERM' });
-  });
 });
 
 describe.each(['json', 'pretty'])('a process whose log, %s, finds no room', (format) => {

@@ -178,7 +178,7 @@ export class RunJob {
         onProgress,
         onOutput: (line, stream) => logger.info({ stream, line }, 'task output'),
         onSurvivors: (pids) => logger.error({ pids }, 'processes of the task are still alive after SIGKILL'),
-        onBlind: () => logger.error('too few file descriptors to see whether the task is dead, will try on'),
+        onBlind: () => logger.error('too few file descriptors to see whether the task is dead, will keep trying'),
       });
     } catch (error) {
       logger.error({ err: error }, 'the system refused a process for the task');
