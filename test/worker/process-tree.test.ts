@@ -197,6 +197,42 @@ describe('killing with few file descriptors', () => {
   });
 });
 
+describe('killing where /proc does not show our processes', () => {
+  // A process of the tree that has left its group, and one that has not.
+  const script = `
+    const { spawn } = require('node:child_process');
+    const { killTrees } = require('./modules/scenario-jobs/worker/process-tree.js');
+    const env = { PATH: process.env.PATH, ${RUN_ID_VARIABLE}: '${OWN}' };
+    const [left, stayed] = [1, 2].map(() => spawn('sleep', ['60'], { detached: true, stdio: 'ignore', env }));
+    const ended = new Promise((resolve) => stayed.once('exit', (code, signal) => resolve(signal)));
+    killTrees([{ groupId: stayed.pid, runId: '${OWN}' }]).then(async (survivors) => {
+      console.log(survivors.length, await ended);
+      left.kill('SIGKILL');
+    });`;
+  const run = (program: string, ...args: string[]) => {
+    const { stdout, stderr } = spawnSync(program, args, { cwd: DIST, encoding: 'utf8', timeout: 20_000 });
+    return { stdout, stderr };
+  };
+  const KILLED = { stdout: '0 SIGKILL\n', stderr: '' };
+
+  it('ends the group where there is no /proc', () => {
+    const without = `
+      const missing = () => { throw Object.assign(new Error('ENOENT'), { code: 'ENOENT' }); };
+      require('node:fs').readlinkSync = missing;
+      require('node:fs/promises').readdir = async () => missing();`;
+    expect(run(process.execPath, '-e', without + script)).toEqual(KILLED);
+  });
+
+  // Some systems let nobody but root make a PID namespace, or nobody at all.
+  const inNamespace = ['--user', '--map-root-user', '--pid', '--fork'];
+  const withNamespaces = spawnSync('unshare', [...inNamespace, 'true']).status === 0 ? describe : describe.skip;
+  withNamespaces('but those of another PID namespace', () => {
+    it('ends the group, and takes no stranger for its own', () => {
+      expect(run('unshare', ...inNamespace, process.execPath, '-e', script)).toEqual(KILLED);
+    });
+  });
+});
+
 // Only root can become a user who may not kill root's processes.
 const asRoot = process.getuid?.() === 0 ? describe : describe.skip;
 asRoot('killing what is not ours to kill', () => {

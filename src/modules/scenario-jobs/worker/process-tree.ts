@@ -1,3 +1,4 @@
+import { readlinkSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
 import { RUN_ID_VARIABLE } from './task-messages';
 
@@ -16,6 +17,21 @@ export function signalGroup(groupId: number, signal: NodeJS.Signals | 0): boolea
     return true;
   } catch (error) {
     return (error as NodeJS.ErrnoException).code !== 'ESRCH'; // Otherwise it is there, but we may not signal it.
+  }
+}
+
+/**
+ * Whether /proc shows the processes, and by the numbers that they have here. On other systems, and in some sandboxes,
+ * there is none; and in a PID namespace that has not mounted its own, it is that of another, whose numbers belong to
+ * strangers here. Without it, only whole groups are seen.
+ */
+export const SEES_PROCESSES = process.platform === 'linux' && isOurs('/proc/self');
+
+function isOurs(self: string): boolean {
+  try {
+    return readlinkSync(self) === String(process.pid);
+  } catch {
+    return false;
   }
 }
 
@@ -122,7 +138,7 @@ export async function livingMembers(groups: ReadonlySet<number>, runIds: readonl
 }
 
 async function look(groups: ReadonlySet<number>, runIds: readonly string[]): Promise<Look> {
-  if (process.platform !== 'linux') {
+  if (!SEES_PROCESSES) {
     const members = [...groups].filter((groupId) => signalGroup(groupId, 0)).map((groupId) => -groupId);
     return { members, unsure: [] };
   }

@@ -6,6 +6,7 @@ import { within } from '../../../infrastructure/within';
 import { WorkerRepository } from '../worker.repository';
 import { ActiveRuns } from './active-runs';
 import { CancelListener } from './cancel-listener';
+import { SEES_PROCESSES } from './process-tree';
 import { QueueConsumer } from './queue-consumer';
 import { Reconciler } from './reconciler';
 import { Watchdog } from './watchdog';
@@ -38,6 +39,11 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
   start(): void {
     if (this.ending) return; // Told to end while it was starting.
     this.warnOfOverlap();
+    if (process.platform === 'linux' && !SEES_PROCESSES) {
+      this.logger.warn(
+        '/proc is missing, or that of another PID namespace: what leaves the group of its task lives on',
+      );
+    }
     this.watchdog.start();
     this.reconciler.start();
     this.listener.start();
