@@ -3,11 +3,13 @@
  * imports next to nothing, because it is started anew for each run.
  *
  * It sends `ready`; its worker answers with `start`, with `stop`, or with `start` and later `stop`. It sends
- * `acknowledged` when its event loop reads the stop, `progress` meanwhile, and `returned` or `threw` at the end.
+ * `acknowledged` when its event loop reads the stop, `progress` and `uncaught` meanwhile, and `returned` or `threw` at
+ * the end.
  */
 import { access } from 'node:fs';
 import { Socket } from 'node:net';
 import { pathToFileURL } from 'node:url';
+import { inspect } from 'node:util';
 import { atMostEvery } from './modules/scenario-jobs/worker/at-most-every';
 import { readLines } from './modules/scenario-jobs/worker/lines';
 import {
@@ -18,18 +20,20 @@ import {
   MAX_RESULT,
   PROGRESS_EVERY_MS,
   shorten,
+  shortenDetail,
   type StopReason,
   type TaskError,
   toLine,
   type ToTask,
 } from './modules/scenario-jobs/worker/task-messages';
 
-/** Codes of network errors, which may pass; the last four are those of Node's fetch. */
+/** Codes of network errors, which may pass; the last four are those of Node's `fetch`. */
 const TRANSIENT = new Set([
   'ECONNRESET',
   'ECONNREFUSED',
   'ETIMEDOUT',
   'EAI_AGAIN',
+  'ENOTFOUND',
   'EPIPE',
   'EHOSTUNREACH',
   'ENETUNREACH',
@@ -40,6 +44,8 @@ const TRANSIENT = new Set([
 ]);
 /** How many nested errors are examined. */
 const MAX_CAUSES = 20;
+
+type Threw = Extract<FromTask, { kind: 'threw' }>;
 
 /** Saved before the task can replace them. */
 const kill = process.kill.bind(process);
@@ -70,6 +76,9 @@ access('/', () => {
 // get here: the watchdog ends it.
 worker.on('close', () => process.exit(1));
 
+// Node prints it as well, but that can be lost behind everything that the task has printed before.
+process.on('uncaughtExceptionMonitor', (error) => send({ kind: 'uncaught', detail: detailOf(error) }));
+
 function abort(controller: AbortController, reason: StopReason): void {
   controller.abort(new DOMException('The run is stopped', { name: 'AbortError', cause: reason }));
 }
@@ -91,12 +100,10 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
   try {
     task = taskOf((await import(pathToFileURL(path).href)) as { default?: unknown });
   } catch (error) {
-    console.error(error);
-    return { kind: 'threw', error: failure('TASK_NOT_LOADED', 'The task could not be loaded') };
+    return { ...NOT_LOADED, detail: detailOf(error) };
   }
   if (typeof task !== 'function') {
-    console.error(`${path} has no default export that is a function`);
-    return { kind: 'threw', error: failure('TASK_NOT_LOADED', 'The task could not be loaded') };
+    return { ...NOT_LOADED, detail: `${path} has no default export that is a function` };
   }
   // The stop may have come while the module was loading.
   if (await isStopped()) return STOPPED;
@@ -107,13 +114,15 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
       progress: report,
     });
   } catch (error) {
-    // Once the task is stopped, nobody needs to know what it throws.
-    return stop.signal.aborted ? STOPPED : { kind: 'threw', error: logAndDescribe(error) };
+    // What a stopped task throws changes nothing, but its clean-up may have failed.
+    if (!stop.signal.aborted) return { kind: 'threw', error: errorOf(error), detail: detailOf(error) };
+    return isStop(error) ? STOPPED : { ...STOPPED, detail: detailOf(error) };
   }
   return toMessage(result);
 }
 
-const STOPPED: FromTask = { kind: 'threw', error: failure('TASK_STOPPED', 'The task was stopped') };
+const STOPPED: Threw = { kind: 'threw', error: failure('TASK_STOPPED', 'The task was stopped') };
+const NOT_LOADED: Threw = { kind: 'threw', error: failure('TASK_NOT_LOADED', 'The task could not be loaded') };
 
 /** Whether the run was stopped before the task began, in which case the task never begins. */
 async function isStopped(): Promise<boolean> {
@@ -136,10 +145,10 @@ function toMessage(result: unknown): FromTask {
   try {
     json = JSON.stringify(result);
   } catch (error) {
-    console.error(error);
     return {
       kind: 'threw',
       error: failure('RESULT_NOT_SERIALISABLE', 'The result of the task cannot be written as JSON'),
+      detail: detailOf(error),
     };
   }
   if (json !== undefined && Buffer.byteLength(json) > MAX_RESULT) {
@@ -148,18 +157,26 @@ function toMessage(result: unknown): FromTask {
   return { kind: 'returned', result: json };
 }
 
-function logAndDescribe(thrown: unknown): TaskError {
+/** What was thrown, for the log: an error with its stack and causes. */
+const detailOf = (thrown: unknown) => read(() => shortenDetail(inspect(thrown)), 'a value that throws when it is read');
+
+const errorOf = (thrown: unknown) => read(() => describe(thrown), describe(undefined));
+
+/** Whether a task threw because it was stopped. What heeds a signal may throw an `AbortError` of its own. */
+const isStop = (thrown: unknown) => read(() => (thrown as { name?: unknown } | null)?.name === 'AbortError', false);
+
+/** What `from` reads of a thrown value, which may itself throw when it is read. */
+function read<T>(from: () => T, otherwise: T): T {
   try {
-    console.error(thrown);
-    return describe(thrown);
+    return from();
   } catch {
-    return describe(undefined); // The thrown value itself throws when it is read.
+    return otherwise;
   }
 }
 
 /**
  * What the job's caller may know of an error. Only an error with `expose: true` shows its code and message; those of
- * any other stay in the log, because they can name files, hosts or worse.
+ * any other are only logged, because they can name files, hosts or worse.
  */
 function describe(thrown: unknown): TaskError {
   const error = (typeof thrown === 'object' && thrown !== null ? thrown : {}) as Record<string, unknown>;
@@ -173,14 +190,16 @@ function describe(thrown: unknown): TaskError {
 }
 
 /**
- * Whether an error may pass. `fetch`, and whatever tries several addresses, wrap the network error in one of their own.
+ * Whether an error may pass: a network error or a time-out. `fetch`, and whatever tries several addresses, wrap the
+ * network error in one of their own.
  */
 function mayPass(thrown: unknown): boolean {
   const found = [thrown];
   for (const error of found) {
     if (typeof error !== 'object' || error === null) continue;
-    const { code, cause, errors } = error as Record<string, unknown>;
-    if (typeof code === 'string' && TRANSIENT.has(code)) return true;
+    const { name, code, cause, errors } = error as Record<string, unknown>;
+    // What `AbortSignal.timeout` aborts with.
+    if (name === 'TimeoutError' || (typeof code === 'string' && TRANSIENT.has(code))) return true;
     const inner: unknown[] = [cause, ...(Array.isArray(errors) ? (errors as unknown[]).slice(0, MAX_CAUSES) : [])];
     found.push(...inner.slice(0, MAX_CAUSES - found.length));
   }
@@ -193,7 +212,8 @@ function failure(code: string, message: string): TaskError {
 
 function report(value: unknown): void {
   const line = progressLine(value);
-  if (line === undefined) return console.error(`progress dropped: it is no JSON of about ${MAX_PROGRESS} characters`);
+  if (line === undefined)
+    return console.error(`progress dropped: not JSON, or longer than about ${MAX_PROGRESS} characters`);
   progress.take(line);
 }
 

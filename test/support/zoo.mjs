@@ -64,6 +64,11 @@ const species = {
     });
     return sleep(2 ** 30, undefined, { signal });
   },
+  /** Stops when it is asked to, and fails to clean up. */
+  untidy: async (_input, { signal }) => {
+    await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
+    throw new Error('left a file behind');
+  },
   /** Returns a scenario although it was asked to stop. */
   late: async (_input, { signal }) => {
     await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
@@ -132,6 +137,11 @@ const species = {
   flood: async () => {
     for (let line = 0; line < 20_000; line++) process.stdout.write(`${'x'.repeat(200)} ${line}\n`);
     return { name: 'Loud scenario' };
+  },
+  /** Prints more than is logged, and then does what its second word says. */
+  loud: (input, tools, kind) => {
+    for (let line = 0; line < 2000; line++) console.error('x'.repeat(100));
+    return species[kind](input, tools);
   },
   /** Has a child that prints without end, and waits. */
   torrent: (_input, { signal }) => {
@@ -204,6 +214,8 @@ const species = {
   },
   /** Calls a port of this host on which nothing listens. */
   refused: (_input, { signal }) => fetch('http://localhost:2', { signal }),
+  /** Waits for something for a millisecond only. */
+  impatient: () => sleep(2 ** 30, undefined, { signal: AbortSignal.timeout(1) }),
   nothing: () => undefined,
   nameless: () => ({ persona: 'nobody' }),
   blankName: () => ({ name: ' \t' }),

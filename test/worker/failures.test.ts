@@ -3,10 +3,13 @@ import { parseFromTask } from '../../src/modules/scenario-jobs/worker/task-messa
 import { eventually } from '../support/eventually';
 import { IMPATIENT, isAlive, TestSystem } from '../support/test-system';
 
-it('nothing that a task sends beside its error reaches the log', () => {
+it('nothing that a task sends beside its error and the details reaches the log', () => {
   const error = { code: 'A', message: 'b', retryable: false };
-  const line = JSON.stringify({ kind: 'threw', error: { ...error, more: 'x'.repeat(100) } });
-  expect(parseFromTask(line)).toEqual({ kind: 'threw', error });
+  const threw = { kind: 'threw', error, detail: 'where it was thrown' };
+  const line = JSON.stringify({ ...threw, error: { ...error, more: 'x'.repeat(100) }, more: 'y' });
+  expect(parseFromTask(line)).toEqual(threw);
+  const long = parseFromTask(JSON.stringify({ ...threw, detail: 'z'.repeat(100_000) }));
+  expect(JSON.stringify(long).length).toBeLessThan(20_000);
 });
 
 describe('a task that goes wrong', () => {
@@ -70,6 +73,7 @@ describe('a task that goes wrong', () => {
     ['flaky', 'GENERATION_ERROR'],
     ['throwsCode ECONNRESET', 'GENERATION_ERROR'],
     ['refused', 'GENERATION_ERROR'],
+    ['impatient', 'GENERATION_ERROR'],
     ['killItself SIGTERM', 'TASK_CRASHED'],
   ])(
     '%s: is tried again while the error may pass, after waits that double, as often as MAX_ATTEMPTS says',
@@ -124,9 +128,27 @@ describe('a task that goes wrong', () => {
     const { id } = await system.create('throws');
     const job = await system.untilStatus(id, 'failed');
     expect(JSON.stringify(job)).not.toContain('secret');
-    expect(system.workers[0]!.logs.some((line) => line.jobId === id && String(line.line).includes('/etc/secret'))).toBe(
-      true,
-    );
+    const { end } = await system.workers[0]!.untilLogged('task ended', id);
+    expect(end).toMatchObject({ kind: 'threw', detail: expect.stringMatching(/\/etc\/secret[^]*at .*zoo\.mjs/) });
+    expect(await system.workers[0]!.untilLogged('run ended', id)).toMatchObject({ level: 'warn', outcome: 'failed' });
+  });
+
+  it.each([
+    ['throws', { kind: 'threw', detail: expect.stringContaining('/etc/secret') }],
+    ['crash', { kind: 'exited', detail: expect.stringContaining('boom') }],
+  ])('has the details of its error in the log although it has printed too much before: %s', async (species, end) => {
+    const { id } = await system.create(`loud ${species}`);
+    await system.untilStatus(id, 'failed');
+    expect((await system.workers[0]!.untilLogged('task ended', id)).end).toMatchObject(end);
+  });
+
+  it('has what goes wrong while it stops in the log, but not the stop itself', async () => {
+    const [untidy, cooperative] = await Promise.all(['untidy', 'cooperative'].map((one) => system.createRunning(one)));
+    for (const { job } of [untidy!, cooperative!]) await system.cancel(job.id);
+    const endOf = async ({ job }: { job: { id: string } }) =>
+      (await system.workers[0]!.untilLogged('task ended', job.id)).end;
+    expect(await endOf(untidy!)).toMatchObject({ detail: expect.stringContaining('left a file behind') });
+    expect(await endOf(cooperative!)).not.toHaveProperty('detail');
   });
 
   it('has what it reports of its progress logged, and nowhere else', async () => {

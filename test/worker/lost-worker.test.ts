@@ -130,6 +130,7 @@ describe('when a worker is frozen for a moment', () => {
     system.workers[0]!.signal('SIGCONT');
     expect((await system.untilStatus(job.id, 'completed', 'failed')).status).toBe('completed');
     expect((await system.row(job.id)).attempt).toBe(2);
+    await system.workers[0]!.untilLogged('this worker was frozen, and its watchdog has ended the task', job.id);
   });
 
   it('while its task ends: a result that was there in time counts, although the time is over', async () => {

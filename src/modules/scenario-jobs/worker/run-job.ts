@@ -101,7 +101,7 @@ export class RunJob {
     try {
       const { end, how, reason } = await this.runTask(run, job, logger);
       const ms = Math.round(performance.now() - began);
-      logger.info({ ms, reason, how, end: brief(end) }, 'task ended');
+      logger.info({ ms, ...(reason && { reason, how }), end: brief(end) }, 'task ended');
       const outcome = await this.record(run, logger, { reason, how }, () =>
         reason ? this.settleStopped(run, reason) : this.settle(run, job, end),
       );
@@ -139,6 +139,7 @@ export class RunJob {
     try {
       const { end, how } = await task.ended;
       const frozen = this.watchdog.hasKilled(run.runId);
+      if (frozen) logger.error('this worker was frozen, and its watchdog has ended the task');
       const cutShort = frozen && (end.kind === 'exited' || end.kind === 'not started');
       // Read once, here: a reason that comes later does not make the result of this run worth less.
       const reason = run.reason ?? (cutShort ? ('frozen' as const) : undefined);
@@ -255,7 +256,7 @@ export class RunJob {
     const refused = outcome.kind === 'cancelled' || outcome.kind === 'superseded';
     if (refused && !reason) this.metrics.lateResults.inc();
     const { kind, ...details } = outcome;
-    logger.info({ from: 'processing', outcome: kind, ...details }, 'run ended');
+    logger[kind === 'failed' ? 'warn' : 'info']({ from: 'processing', outcome: kind, ...details }, 'run ended');
     return outcome;
   }
 

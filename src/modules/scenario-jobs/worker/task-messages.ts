@@ -10,6 +10,8 @@ export const MAX_RESULT = 1024 * 1024;
 export const MAX_PROGRESS = 4096;
 /** How often a task sends progress, and a worker logs it, at most: nobody can read it more often. */
 export const PROGRESS_EVERY_MS = 1000;
+/** Limit of what is logged of an error, in characters: a message, a stack and some causes. */
+const MAX_DETAIL = 16_384;
 const MAX_ERROR_MESSAGE = 1000;
 const ERROR_CODE = /^[A-Z][A-Z0-9_]{0,63}$/;
 
@@ -37,13 +39,16 @@ export type FromTask =
   | { kind: 'progress'; progress: unknown }
   /** The task's result as JSON; undefined if it returned nothing that JSON can express. */
   | { kind: 'returned'; result: string | undefined }
-  | { kind: 'threw'; error: TaskError };
+  /** `detail`, here and below: what was thrown, with its stack, for the log alone. */
+  | { kind: 'threw'; error: TaskError; detail?: string }
+  /** Something that nothing has caught, which usually ends the process. */
+  | { kind: 'uncaught'; detail: string };
 
 export const toLine = (message: ToTask | FromTask) => `${JSON.stringify(message)}\n`;
 
 /** The message in a line, if it is one of ours: a task has access to the channel and may send anything. */
 export function parseFromTask(line: string): FromTask | undefined {
-  const { kind, progress, result, error } = parse(line);
+  const { kind, progress, result, error, detail } = parse(line);
   switch (kind) {
     case 'ready':
     case 'acknowledged':
@@ -55,8 +60,14 @@ export function parseFromTask(line: string): FromTask | undefined {
       return typeof result === 'string' && Buffer.byteLength(result) <= MAX_RESULT ? { kind, result } : undefined;
     case 'threw':
       if (!isTaskError(error)) return undefined;
-      // Nothing else that the error may contain, because this is logged.
-      return { kind, error: { code: error.code, message: storable(error.message), retryable: error.retryable } };
+      return {
+        kind,
+        // Nothing else that the error may contain, because this is logged.
+        error: { code: error.code, message: storable(error.message), retryable: error.retryable },
+        ...(typeof detail === 'string' && { detail: shortenDetail(detail) }),
+      };
+    case 'uncaught':
+      return typeof detail === 'string' ? { kind, detail: shortenDetail(detail) } : undefined;
     default:
       return undefined;
   }
@@ -85,6 +96,11 @@ function isTaskError(error: unknown): error is TaskError {
 /** Whether an error may show its code to a job's caller. */
 export function isErrorCode(code: unknown): code is string {
   return typeof code === 'string' && ERROR_CODE.test(code);
+}
+
+/** The part of what was thrown that is logged. */
+export function shortenDetail(detail: string): string {
+  return truncate(detail, MAX_DETAIL);
 }
 
 /** The part of an error's message that a job's caller gets. */

@@ -71,11 +71,11 @@ type TaskOptions = {
 /** How a run's process ended, if nobody stopped it first. */
 export type TaskEnd =
   | { kind: 'returned'; result: string | undefined }
-  | { kind: 'threw'; error: TaskError }
+  | { kind: 'threw'; error: TaskError; detail?: string }
   /** The system had no process for it, or lacked what Node needs to start. */
   | { kind: 'not started' }
   /** It ended without reporting an end. */
-  | { kind: 'exited'; code: number | null; signal: NodeJS.Signals | null; outOfMemory: boolean };
+  | ({ kind: 'exited'; outOfMemory: boolean; detail: string | undefined } & Exit);
 
 type Exit = { code: number | null; signal: NodeJS.Signals | null };
 /** Even the first process of the tree can be one that cannot be killed. */
@@ -95,6 +95,7 @@ export class TaskProcess {
   private readonly channel: Duplex | null;
   private readonly output: TaskOutput;
   private end: TaskEnd | undefined;
+  private uncaught: string | undefined;
   private how: StopKind = 'graceful';
   private readonly began = performance.now();
   private isReady = false;
@@ -219,6 +220,9 @@ export class TaskProcess {
         this.acknowledged = true;
         this.after(this.options.stop.graceMs, () => this.terminate());
         return;
+      case 'uncaught':
+        this.uncaught = message.detail;
+        return;
       case 'returned':
       case 'threw':
         this.end = message;
@@ -256,7 +260,7 @@ export class TaskProcess {
     const how = ENDED_BY[signal ?? ''] ?? this.how;
     if (!this.isReady) return { end: { kind: 'not started' }, how };
     const outOfMemory = this.output.saysOutOfMemory && ABORTED.has(signal ?? code);
-    return { end: { kind: 'exited', code, signal, outOfMemory }, how };
+    return { end: { kind: 'exited', code, signal, outOfMemory, detail: this.uncaught }, how };
   }
 
   /** Waits until all output is read. Nothing that writes is left, unless it hides well: nobody waits for that. */

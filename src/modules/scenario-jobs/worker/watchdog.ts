@@ -102,10 +102,8 @@ export class Watchdog {
     });
     child.on('message', (message: FromWatchdog) => {
       if (message.kind === 'heartbeat') return void (this.unanswered = 0);
-      const { runId } = message;
-      if (!this.trees.has(runId)) return; // It had just ended by itself.
-      this.killed.add(runId);
-      this.logger.error({ runId }, 'this worker was frozen, and its watchdog has ended the task');
+      // Otherwise it had just ended by itself.
+      if (this.trees.has(message.runId)) this.killed.add(message.runId);
     });
     child.on('exit', (code, signal) => {
       if (this.child === child) this.launchAgain({ code, signal });
