@@ -412,10 +412,12 @@ describe('metrics and health', () => {
       await system.api.observed('http_request_duration_seconds'),
       await system.workers[0]!.observed('scenario_jobs_cancel_signal_seconds'),
       await system.workers[0]!.observed('scenario_jobs_cancel_stop_seconds'),
+      await system.workers[0]!.observed('scenario_jobs_wait_seconds'),
+      await system.workers[0]!.observed('scenario_jobs_run_seconds'),
     ];
-    const { job } = await system.createRunning('cooperative');
     const began = performance.now();
     const before = await times();
+    const { job } = await system.createRunning('cooperative');
     await system.cancel(job.id);
     await system.untilStopped(job.id);
     await system.workers[0]!.untilLogged('run ended', job.id);
@@ -426,11 +428,13 @@ describe('metrics and health', () => {
   });
 
   it('the jobs are counted afresh at each scrape', async () => {
-    const { job } = await system.createRunning('cooperative');
-    await system.cancel(job.id);
-    await system.untilStopped(job.id);
     const unconfirmed = async () =>
       /^scenario_jobs_stops_unconfirmed (.*)$/m.exec(await (await fetch(`${system.api.url}/metrics`)).text())?.[1];
+    const { job } = await system.createRunning('cooperative');
+    // A run that nobody has cancelled is none of them.
+    expect(await unconfirmed()).toBe('0');
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
     expect(await unconfirmed()).toBe('0');
     const confirm = (stoppedAt: string, how: string | null) =>
       // As if by a worker that does not exist: the real one would confirm the stop again.

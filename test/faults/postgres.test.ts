@@ -161,6 +161,18 @@ describe('between a worker and Postgres', () => {
     expect(metrics).toMatch(/^scenario_jobs_late_results_refused_total 0$/m);
   });
 
+  it('the answer to a failure is lost: that counts as what it was recorded as, too', async () => {
+    const cut = proxy.cutWhenSent('The prompt is not allowed', 'answered');
+    const { id } = await system.create('policy');
+    await cut;
+    const worker = system.workers[0]!;
+    const code = 'CONTENT_POLICY_VIOLATION';
+    expect(await worker.untilLogged('run ended', id)).toMatchObject({ outcome: 'failed', code });
+    const metrics = await (await fetch(`${worker.url}/metrics`)).text();
+    expect(metrics).toMatch(/^scenario_jobs_finished_total\{status="failed"\} 1$/m);
+    expect(metrics).toMatch(/^scenario_jobs_late_results_refused_total 0$/m);
+  });
+
   it('the answer to a claim is lost: the job is begun again, and that was no attempt', async () => {
     const cut = proxy.cutWhenSent('attempt = attempt + 1', 'answered');
     const { id } = await system.create('quick');

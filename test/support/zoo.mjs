@@ -212,6 +212,10 @@ const species = {
   throwsCode: (_input, _tools, code) => {
     throw Object.assign(new Error('something went wrong'), { code });
   },
+  /** Fails with a network error of which it says that it will not pass. */
+  hopeless: () => {
+    throw Object.assign(new Error('reset for good'), { code: 'ECONNRESET', retryable: false });
+  },
   /** Calls a port of this host on which nothing listens. */
   refused: (_input, { signal }) => fetch('http://localhost:2', { signal }),
   /** Waits for something for a millisecond only. */

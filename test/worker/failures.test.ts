@@ -90,6 +90,12 @@ describe('a task that goes wrong', () => {
     },
   );
 
+  it('is not tried again if it says so, even of a network error', async () => {
+    const { id } = await system.create('hopeless');
+    await system.untilStatus(id, 'failed');
+    expect((await system.row(id)).attempt).toBe(1);
+  });
+
   it('has its result recorded although somebody whom nobody finds holds its output', async () => {
     const { id } = await system.create('hider');
     const { line } = await eventually('it has said whom it leaves', () =>

@@ -255,6 +255,16 @@ describe('whoever writes first wins, and the other learns of it', () => {
     expect(recorded).toEqual(ten.map(() => true));
   });
 
+  it('a slug that only another workspace has used is free', async () => {
+    const { workspace } = await system.createWorkspace();
+    const [jobId] = await system.insertQueued(1, workspace.id);
+    const theirs = new ActiveRun(jobId!);
+    expect(isClaimed(await runs.claim(theirs, 'worker-1', LOST_MS))).toBe(true);
+    for (const run of [await newRun(), theirs]) await runs.complete(run, { ...SCENARIO, slug: 'everywhere' });
+    const { rows } = await system.pool.query('SELECT slug FROM scenarios WHERE job_id = $1', [jobId]);
+    expect(rows).toEqual([{ slug: 'everywhere' }]);
+  });
+
   it('a confirmation counts once, and only for the run that was cancelled', async () => {
     const run = await newRun();
     expect(await runs.confirmStopped(run, 'killed')).toBeUndefined();
