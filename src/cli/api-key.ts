@@ -119,7 +119,7 @@ async function main(args: string[]): Promise<number> {
     return 0;
   } catch (error) {
     if (error instanceof WrongUsage) {
-      note(`${error.message}\n\n${HELP.trimEnd()}`);
+      note(`${error.message}; see --help`);
       return 2;
     }
     if (error instanceof Failed) note(error.message);

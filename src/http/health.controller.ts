@@ -1,6 +1,7 @@
 import { Controller, Get, Inject, Res } from '@nestjs/common';
 import { type FastifyReply } from 'fastify';
 import { Database } from '../infrastructure/database';
+import { isNotMigrated } from '../infrastructure/database-errors';
 import { LOGGER, type Logger } from '../infrastructure/logger';
 import { within } from '../infrastructure/within';
 import { ApiError } from './api-error';
@@ -17,7 +18,7 @@ type Server = 'postgres' | 'redis';
 @Controller()
 export class HealthController {
   /** The current fault of each server that is down. */
-  private readonly faults = new Map<Server, string>();
+  private readonly faults = new Map<Server, unknown>();
 
   constructor(
     private readonly database: Database,
@@ -37,27 +38,35 @@ export class HealthController {
    */
   @Get('readyz')
   async ready(@Res({ passthrough: true }) reply: FastifyReply) {
+    const { postgres, redis } = await this.check();
+    if (postgres === 'up') return { status: redis === 'up' ? 'ok' : 'degraded', postgres, redis };
+    reply.status(503);
+    const why = isNotMigrated(this.faults.get('postgres'))
+      ? 'The database has not been migrated'
+      : 'Postgres cannot be reached';
+    const { envelope } = new ApiError('service_unavailable', why);
+    return { status: 'unavailable', postgres, redis, ...envelope };
+  }
+
+  /** Asks both servers whether they are there, and logs which is not. */
+  async check(): Promise<Record<Server, State>> {
     const [postgres, redis] = await Promise.all([
       this.stateOf('postgres', this.database.ping()),
       this.stateOf('redis', this.pingRedis()),
     ]);
-    if (postgres === 'up') return { status: redis === 'up' ? 'ok' : 'degraded', postgres, redis };
-    reply.status(503);
-    const { envelope } = new ApiError('service_unavailable', 'Postgres cannot be reached, or has not been migrated');
-    return { status: 'unavailable', postgres, redis, ...envelope };
+    return { postgres, redis };
   }
 
   /**
-   * The state of a server. Logs each new fault once: a process that is not ready gets no requests whose failures would
-   * show it.
+   * The state of a server. Logs a fault when it is not the one before: a process that is not ready gets no requests whose
+   * failures would show it.
    */
   private async stateOf(server: Server, ping: Promise<void>): Promise<State> {
     try {
       await within(PING_LIMIT_MS, 'ping', ping);
     } catch (error) {
-      const fault = String(error);
-      if (this.faults.get(server) !== fault) this.logger.warn({ err: error, server }, 'server is down');
-      this.faults.set(server, fault);
+      if (String(this.faults.get(server)) !== String(error)) this.logger.warn({ err: error, server }, 'server is down');
+      this.faults.set(server, error);
       return 'down';
     }
     if (this.faults.delete(server)) this.logger.info({ server }, 'server is up again');

@@ -6,6 +6,7 @@ import { createLogger, type Logger, NestLogger } from '../infrastructure/logger'
 import { Metrics } from '../infrastructure/metrics';
 import { closeOnSignal } from '../infrastructure/shutdown';
 import { ErrorFilter } from './error.filter';
+import { HealthController } from './health.controller';
 import { createHttpServer } from './http-server';
 
 type ProcessModule = { of(settings: Settings, logger: Logger, metrics: Metrics): DynamicModule };
@@ -28,6 +29,7 @@ export async function startProcess(
 ): Promise<void> {
   const logger = createLogger(name, settings, { gathered: gatheredLog });
   const metrics = new Metrics();
+  let isClosing = () => false;
   try {
     const app = await NestFactory.create<NestFastifyApplication>(
       module.of(settings, logger, metrics),
@@ -36,11 +38,15 @@ export async function startProcess(
     );
     app.useGlobalFilters(new ErrorFilter());
     prepare?.(app);
-    closeOnSignal(app, logger);
+    isClosing = closeOnSignal(app, logger);
     await app.listen(port, settings.HOST);
     listening?.(app);
     logger.info({ url: await app.getUrl() }, `${name} is listening`);
+    // Whoever has just started it sees at once what is missing, and not only when somebody asks `/readyz`.
+    await app.get(HealthController).check();
   } catch (error) {
+    // A process that is told to end while it starts fails to start.
+    if (isClosing()) return;
     logger.fatal({ err: error }, `${name} could not start`);
     process.exitCode = 1;
     setTimeout(() => process.exit(1), 1000).unref();

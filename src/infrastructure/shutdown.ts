@@ -10,9 +10,10 @@ const SIGNAL_MS = 100;
 
 /**
  * Ends the process gently on the first signal: Nest closes the application part by part. A second signal ends it at
- * once. Either way the signal is raised again at the end, so that the exit status shows it.
+ * once. Either way the signal is raised again at the end, so that the exit status shows it. The function returned says
+ * whether a signal has come.
  */
-export function closeOnSignal(app: INestApplication, logger: Logger): void {
+export function closeOnSignal(app: INestApplication, logger: Logger): () => boolean {
   let first: { signal: NodeJS.Signals; at: number } | undefined;
   const end = (signal: NodeJS.Signals) => {
     for (const each of SIGNALS) process.removeAllListeners(each);
@@ -41,4 +42,5 @@ export function closeOnSignal(app: INestApplication, logger: Logger): void {
     );
   };
   for (const signal of SIGNALS) process.on(signal, onSignal);
+  return () => first !== undefined;
 }

@@ -3,6 +3,7 @@ import { readdirSync, readlinkSync } from 'node:fs';
 import { connect } from 'node:net';
 import { eventually } from '../support/eventually';
 import { parseAnswer, parseAnswers, RawConnection, rawHttp } from '../support/raw-http';
+import { ServiceProcess } from '../support/service-process';
 import { TestSystem } from '../support/test-system';
 
 let system: TestSystem;
@@ -402,9 +403,35 @@ describe('metrics and health', () => {
     );
     expect(worker).toMatch(/scenario_jobs_cancel_signal_seconds_count\{source="(doorbell|poll)"\} [1-9]/);
     expect(worker).toMatch(/scenario_jobs_cancel_stop_seconds_count\{how="graceful"\} [1-9]/);
+    // Without a result, no result came too late.
+    expect(worker).toMatch(/scenario_jobs_late_results_refused_total 0/);
     await eventually('no run is in progress', async () =>
       (await (await fetch(`${system.workers[0]!.url}/metrics`)).text()).includes('scenario_jobs_runs_in_progress 0'),
     );
+  });
+
+  it('each cancel is counted by the status that it found and by its outcome', async () => {
+    const counts = async () => {
+      const text = await (await fetch(`${system.api.url}/metrics`)).text();
+      const counted = text.matchAll(/^scenario_jobs_cancel_requests_total\{from="(\w+)",outcome="(\w+)"\} (\d+)$/gm);
+      return new Map([...counted].map(([, from, outcome, count]) => [`${from} ${outcome}`, Number(count)]));
+    };
+    const before = await counts();
+    const { job } = await system.createRunning('cooperative');
+    const [queued] = await system.insertQueued(1);
+    await system.cancel(job.id, { 'idempotency-key': 'once' });
+    await system.cancel(job.id, { 'idempotency-key': 'once' });
+    await system.cancel(job.id);
+    await system.cancel(queued!);
+    await system.cancel('j00000000000');
+    const more = [...(await counts())].map(([what, count]) => [what, count - (before.get(what) ?? 0)] as const);
+    expect(Object.fromEntries(more.filter(([, count]) => count > 0))).toEqual({
+      'processing cancelled': 1,
+      'cancelled replayed': 1,
+      'cancelled not_cancellable': 1,
+      'queued cancelled': 1,
+      'none not_found': 1,
+    });
   });
 
   it('times are in seconds', async () => {
@@ -489,6 +516,10 @@ describe('metrics and health', () => {
         });
       }
       expect(await system.request('DELETE', '/j1o2b3i4d5x6')).toMatchObject({ status: 503 });
+      // Nobody need ask an api that has just been started.
+      const api = await ServiceProcess.start('main.api.js', system.settings);
+      expect(await api.untilLogged('server is down')).toMatchObject({ server: 'postgres' });
+      await api.stop();
     } finally {
       await system.pool.query(`ALTER TABLE ${giveBack}`);
     }

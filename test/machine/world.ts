@@ -110,7 +110,7 @@ export class World {
     if (!runId || !workerId) return;
     // The test's own connection has lost the right to publish as well.
     const channel = `${this.system.settings.QUEUE_PREFIX}:cancel:${workerId}`;
-    const message = { jobId, runId, stopToken: randomUUID(), cancelledAt: Date.now() };
+    const message = { runId, stopToken: randomUUID(), cancelledAt: Date.now() };
     await this.system.redis.publish(channel, JSON.stringify(message)).catch(() => undefined);
   }
 

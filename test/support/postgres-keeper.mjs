@@ -29,7 +29,9 @@ try {
   const url = await start();
   await createTemplate(url);
   console.log(url);
-  for await (const command of createInterface({ input: process.stdin })) {
+  // A signal may have come meanwhile. Of a stream that is destroyed already, readline would never see the end.
+  const commands = process.stdin.destroyed ? [] : createInterface({ input: process.stdin });
+  for await (const command of commands) {
     await end(command === 'immediate' ? 'SIGQUIT' : 'SIGINT');
     await start();
     console.log(url);

@@ -27,7 +27,7 @@ describe('a worker learns of a cancel', () => {
     const { job } = await system.createRunning('slow 1500');
     const row = await system.row(job.id);
     const channel = `${system.settings.QUEUE_PREFIX}:cancel:${row.worker_id}`;
-    const forged = { jobId: job.id, runId: row.run_id, cancelledAt: Date.now() };
+    const forged = { runId: row.run_id, cancelledAt: Date.now() };
     const tokens = [undefined, null, randomUUID(), row.run_id];
     const messages = tokens.map((stopToken) => JSON.stringify({ ...forged, stopToken }));
     for (const message of [...messages, '{"runId":{}}', 'null', '[]', 'not JSON', '']) {

@@ -184,9 +184,17 @@ describe('the reconciler', () => {
     expect(await repairs.confirmLost(1)).toEqual([{ jobId: run.jobId, runId: run.runId }]);
   });
 
+  it('leaves a job to its create while that may still be under way', async () => {
+    const [id] = await system.insertQueued(1);
+    const found = async (ageMs: number) =>
+      (await repairs.findDependingOnQueue('', 1000, ageMs, 1)).some(({ jobId }) => jobId === id);
+    expect(await found(3_600_000)).toBe(false);
+    await eventually('the create is over', () => found(1));
+  });
+
   it('forgets old workers, but not one that owes an answer', async () => {
     await system.pool.query(`INSERT INTO workers (id, seen_at) VALUES
-      ('old', now() - interval '2 days'), ('indebted', now() - interval '2 days'), ('young', now())`);
+      ('old', now() - interval '2 days'), ('indebted', now() - interval '2 days'), ('young', now() - interval '1 hour')`);
     await runBy('indebted');
     await repairs.forgetOldWorkers();
     const { rows } = await system.pool.query('SELECT id FROM workers ORDER BY id');
@@ -258,8 +266,13 @@ describe('the reconciler', () => {
 
   it('adds every job that the queue does not know, however many they are', async () => {
     const ids = await system.insertQueued(1010);
-    await system.startWorker({ WORKER_CONCURRENCY: '1' });
+    const worker = await system.startWorker({ WORKER_CONCURRENCY: '1' });
     await eventually('the last one is queued', () => system.isQueued(ids.at(-1)!));
+    const added = /^scenario_jobs_repairs_total\{repair="added"\} (\d+)$/m;
+    await eventually('all are counted', async () => {
+      const [, count] = added.exec(await (await fetch(`${worker.url}/metrics`)).text()) ?? [];
+      return Number(count) >= ids.length;
+    });
   });
 
   it('of a worker forgets old workers by itself', async () => {

@@ -11,7 +11,6 @@ import { type RedisConnection } from '../../infrastructure/redis';
  * asks Postgres.
  */
 export type CancelMessage = {
-  jobId: string;
   runId: string;
   stopToken: string | null;
   /** Milliseconds since 1970, by the clock of Postgres. */

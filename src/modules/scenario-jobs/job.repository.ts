@@ -43,7 +43,7 @@ type CancelRequest = JobRequest & { idempotencyKey: string | null };
 
 /** A job that a request has cancelled, and the run that must stop if one had begun. */
 export type CancelledJob = {
-  job: JobRow;
+  job: JobRow & { completedAt: Date };
   caller: Caller;
   run: { id: string; workerId: string; stopToken: string | null } | null;
 };
@@ -56,14 +56,15 @@ const SCENARIO = Prisma.sql`s.id AS "scenarioId", s.name AS "scenarioName", s.sl
 /** What was found for one of several requests: the `ordinal`th of them, counting from 1. */
 type AnswerTo = Caller & { ordinal: number };
 type FoundRow = JobRow & AnswerTo & { cancelIdempotencyKey: string | null };
-type IdAndTimes = Pick<JobRow, 'id' | 'createdAt' | 'startedAt' | 'completedAt'>;
-type CancelledRow = IdAndTimes & AnswerTo & { runId: string | null; workerId: string | null; stopToken: string | null };
+type CancelledTimes = Pick<CancelledJob['job'], 'id' | 'createdAt' | 'startedAt' | 'completedAt'>;
+type CancelledRow = CancelledTimes &
+  AnswerTo & { runId: string | null; workerId: string | null; stopToken: string | null };
 
 /**
  * A job that was open until it was cancelled. Built field by field: with a spread, V8 would make a hidden class for
  * each job and keep it for longer than the job.
  */
-const toCancelled = ({ id, createdAt, startedAt, completedAt }: IdAndTimes): JobRow => ({
+const toCancelled = ({ id, createdAt, startedAt, completedAt }: CancelledTimes): CancelledJob['job'] => ({
   id,
   status: 'cancelled',
   errorCode: null,

@@ -91,7 +91,7 @@ export class CancelJob {
   }
 
   /** Makes the cancel take effect at once. If that fails, the claim, the poll or the reconciler does it later. */
-  private async tellOthers({ id: jobId, completedAt }: JobRow, run: CancelledJob['run']): Promise<void> {
+  private async tellOthers({ id: jobId, completedAt }: CancelledJob['job'], run: CancelledJob['run']): Promise<void> {
     try {
       if (!run) {
         // The answer goes out first: a claim of this entry would fail anyway. Only a running task must be told at once.
@@ -100,7 +100,7 @@ export class CancelJob {
         return;
       }
       const { id: runId, workerId, stopToken } = run;
-      const message = { jobId, runId, stopToken, cancelledAt: Number(completedAt) };
+      const message = { runId, stopToken, cancelledAt: Number(completedAt) };
       const heard = await this.queue.ring(workerId, message);
       this.metrics.doorbells.inc({ outcome: heard > 0 ? 'heard' : 'unheard' });
     } catch (error) {

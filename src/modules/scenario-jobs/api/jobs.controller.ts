@@ -18,7 +18,7 @@ import { headerValues } from '../../../http/header-values';
 import { errorResponse } from '../../../http/openapi-errors';
 import { isId } from '../../../infrastructure/ids';
 import { JobNotFound } from '../job.errors';
-import { JobRepository } from '../job.repository';
+import { JobRepository, type JobRow } from '../job.repository';
 import { CancelJob } from './cancel-job';
 import { CreateJob } from './create-job';
 import { CreateJobDto } from './create-job.dto';
@@ -150,7 +150,7 @@ export class JobsController {
     return this.show(job, caller);
   }
 
-  private show(job: Parameters<typeof toScenarioJob>[0], caller: Caller): ScenarioJob {
+  private show(job: JobRow, caller: Caller): ScenarioJob {
     return toScenarioJob(job, caller.workspaceSlug, this.settings.SCENARIO_DOMAIN);
   }
 }
