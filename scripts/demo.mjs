@@ -106,7 +106,10 @@ async function play({ client, database, workerLog, redisPid }) {
   );
 
   heading('Tasks that ignore SIGTERM: acknowledged, so they have their grace; then SIGTERM, then SIGKILL');
-  await Promise.all(busy.map((job) => cancelAndWatch(stage, job, 'ignores SIGTERM', { how: 'killed', within: 7000 })));
+  const kinds = ['ignores SIGTERM', 'another like it'];
+  await Promise.all(
+    busy.map((job, index) => cancelAndWatch(stage, job, kinds[index], { how: 'killed', within: 7000 })),
+  );
 
   heading('A cooperative task');
   const cooperative = await running(stage, 'Heeds its AbortSignal');

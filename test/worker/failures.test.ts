@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { parseFromTask } from '../../src/modules/scenario-jobs/worker/task-messages';
 import { eventually } from '../support/eventually';
-import { IMPATIENT, isAlive, TestSystem } from '../support/test-system';
+import { groupIsAlive, IMPATIENT, isAlive, TestSystem } from '../support/test-system';
 
 it('nothing that a task sends beside its error and the details reaches the log', () => {
   const error = { code: 'A', message: 'b', retryable: false };
@@ -282,6 +282,18 @@ describe('another task module', () => {
     await system.startWorker({ SCENARIO_TASK: join(__dirname, '../support/timeless-task.mjs') });
     const { id } = await system.create('quick');
     await system.untilStatus(id, 'completed');
+  });
+
+  it('that runs another program makes a scenario of what that prints, and ends it when it is asked to', async () => {
+    const worker = await system.startWorker({ SCENARIO_TASK: join(__dirname, '../../examples/child-program.mjs') });
+    const [{ id }, cancelled] = await Promise.all([system.create('one two three'), system.create('one')]);
+    const { taskPid } = await worker.untilLogged('run began', cancelled.id);
+    await system.cancel(cancelled.id);
+    expect(await system.untilStopped(cancelled.id)).toMatchObject({ stopped_how: 'graceful' });
+    expect(await groupIsAlive(taskPid as number)).toBe(false);
+    await system.untilStatus(id, 'completed');
+    const { rows } = await system.pool.query('SELECT content FROM scenarios WHERE job_id = $1', [id]);
+    expect(rows).toEqual([{ content: { words: 3 } }]);
   });
 
   it('that is built in stops when it is asked to', async () => {
