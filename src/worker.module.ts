@@ -13,6 +13,7 @@ import { ActiveRuns } from './modules/scenario-jobs/worker/active-runs';
 import { CancelListener } from './modules/scenario-jobs/worker/cancel-listener';
 import { QueueConsumer } from './modules/scenario-jobs/worker/queue-consumer';
 import { Reconciler } from './modules/scenario-jobs/worker/reconciler';
+import { RecordRun } from './modules/scenario-jobs/worker/record-run';
 import { RunJob } from './modules/scenario-jobs/worker/run-job';
 import { Watchdog } from './modules/scenario-jobs/worker/watchdog';
 import { newWorkerId, WORKER_ID } from './modules/scenario-jobs/worker/worker-id';
@@ -46,6 +47,7 @@ export class WorkerModule {
         },
         ActiveRuns,
         Watchdog,
+        RecordRun,
         RunJob,
         CancelListener,
         Reconciler,

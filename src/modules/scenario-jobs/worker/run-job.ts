@@ -1,16 +1,13 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { SETTINGS_TOKEN, type Settings } from '../../../config/settings';
-import { isDatabaseUnavailable } from '../../../infrastructure/database-errors';
 import { LOGGER, type Logger } from '../../../infrastructure/logger';
 import { Metrics } from '../../../infrastructure/metrics';
-import { type StopKind } from '../job-status';
 import { type ClaimedJob, type Run, RunRepository } from '../run.repository';
 import { ActiveRun, ActiveRuns } from './active-runs';
 import { atMostEvery } from './at-most-every';
-import { PROGRESS_EVERY_MS, type StopReason } from './task-messages';
-import { parseResult } from './task-result';
-import { type TaskEnd, TaskProcess } from './task-process';
+import { type Recorded, RecordRun, type RunEnd } from './record-run';
+import { PROGRESS_EVERY_MS } from './task-messages';
+import { TaskProcess } from './task-process';
 import { Watchdog } from './watchdog';
 import { WORKER_ID } from './worker-id';
 
@@ -20,33 +17,10 @@ export type Outcome =
   | { kind: 'refused' }
   /** Nothing ran: another run has the job, and its worker lives. */
   | { kind: 'taken' }
-  | { kind: 'completed' }
-  | { kind: 'failed'; code: string }
-  /** The job was cancelled, and the process is gone. */
-  | { kind: 'cancelled'; how: StopKind }
-  /** Another run has taken over. */
-  | { kind: 'superseded' }
-  /** An error that may pass: the job is queued again, to run after the delay. */
-  | { kind: 'retry'; delayMs: number }
-  /** Cut short through no fault of the job, which is queued again. */
-  | { kind: 'interrupted' };
+  | Recorded;
 
-/** Why a run did not end by itself. `frozen`: this worker was frozen, and its watchdog has ended the task. */
-type Reason = StopReason | 'frozen';
-
-/** Why a run was stopped, if it was, and how its process ended. */
-type Stop = { reason: Reason | undefined; how: StopKind };
-
-type RunError = { code: string; message: string };
-
-/**
- * Signals that ask a process to end and that we did not send: somebody is ending everything, perhaps the worker too.
- */
-const FROM_OUTSIDE = new Set<NodeJS.Signals | null>(['SIGTERM', 'SIGINT', 'SIGHUP']);
-const NOT_BEGUN: Stop = { reason: undefined, how: 'graceful' };
-
-const MAX_BACKOFF_MS = 60_000;
-const RECORD_AGAIN_AFTER_MS = 250;
+const GIVEN_UP: RunEnd = { end: { kind: 'given up' }, reason: undefined, how: 'graceful' };
+const NOT_STARTED: RunEnd = { ...GIVEN_UP, end: { kind: 'not started' } };
 
 const BUILT_IN_TASK = require.resolve('../tasks/generate-scenario');
 
@@ -57,14 +31,12 @@ export class RunJob {
     private readonly repository: RunRepository,
     private readonly runs: ActiveRuns,
     private readonly watchdog: Watchdog,
+    private readonly recordRun: RecordRun,
     private readonly metrics: Metrics,
     @Inject(WORKER_ID) private readonly workerId: string,
     @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
     @Inject(LOGGER) private readonly logger: Logger,
-  ) {
-    // An alert on the first of these needs the counter to have been zero before.
-    for (const status of ['completed', 'failed']) this.metrics.finished.inc({ status }, 0);
-  }
+  ) {}
 
   async run(jobId: string): Promise<Outcome> {
     // The run is known here before Postgres knows it, so that a cancel that comes at once finds it.
@@ -87,24 +59,18 @@ export class RunJob {
     if (typeof job === 'string') return { kind: 'refused' };
     run.claimed = true;
     if (job.waitedSeconds !== null) this.metrics.waitSeconds.observe(job.waitedSeconds);
-    if (job.attempt > this.settings.MAX_ATTEMPTS) {
-      const lost = { code: 'WORKER_LOST', message: 'The job was given up: none of its attempts had a result' };
-      return this.record(run, logger, NOT_BEGUN, () => this.fail(run, lost));
-    }
+    if (job.attempt > this.settings.MAX_ATTEMPTS) return this.recordRun.record(run, job, GIVEN_UP, logger);
     // If the run was stopped before Postgres answered the claim, nothing begins.
-    const stopped = run.reason;
-    if (stopped) {
-      return this.record(run, logger, { ...NOT_BEGUN, reason: stopped }, () => this.settleStopped(run, stopped));
-    }
+    const { reason } = run;
+    if (reason) return this.recordRun.record(run, job, { ...NOT_STARTED, reason }, logger);
     const began = performance.now();
     this.metrics.runs.inc();
     try {
-      const { end, how, reason } = await this.runTask(run, job, logger);
+      const ended = await this.runTask(run, job, logger);
+      const { end, reason, how } = ended;
       const ms = Math.round(performance.now() - began);
       logger.info({ ms, ...(reason && { reason, how }), end: brief(end) }, 'task ended');
-      const outcome = await this.record(run, logger, { reason, how }, () =>
-        reason ? this.settleStopped(run, reason) : this.settle(run, job, end),
-      );
+      const outcome = await this.recordRun.record(run, job, ended, logger);
       this.metrics.runSeconds.observe({ outcome: outcome.kind }, ms / 1000);
       return outcome;
     } finally {
@@ -122,13 +88,13 @@ export class RunJob {
     }
   }
 
-  private async runTask(run: ActiveRun, job: ClaimedJob, logger: Logger) {
+  private async runTask(run: ActiveRun, job: ClaimedJob, logger: Logger): Promise<RunEnd> {
     const { settings } = this;
     const progress = atMostEvery<unknown>(PROGRESS_EVERY_MS, (last) =>
       logger.info({ progress: last }, 'task progress'),
     );
     const task = this.newTask(run, logger, progress.take);
-    if (!task) return { ...NOT_BEGUN, end: { kind: 'not started' } as const };
+    if (!task) return NOT_STARTED;
     // In this order, so that there is no moment at which the task computes and only this worker could end it.
     this.watchdog.watch(task.tree);
     run.attach(task);
@@ -142,8 +108,8 @@ export class RunJob {
       if (frozen) logger.error('this worker was frozen, and its watchdog has ended the task');
       const cutShort = frozen && (end.kind === 'exited' || end.kind === 'not started');
       // Read once, here: a reason that comes later does not make the result of this run worth less.
-      const reason = run.reason ?? (cutShort ? ('frozen' as const) : undefined);
-      return { end, how: frozen ? ('killed' as const) : how, reason };
+      const reason = run.reason ?? (cutShort ? 'frozen' : undefined);
+      return { end, reason, how: frozen ? 'killed' : how };
     } finally {
       clearTimeout(timeout);
       progress.flush();
@@ -186,114 +152,6 @@ export class RunJob {
       return undefined;
     }
   }
-
-  /**
-   * Records that the run was stopped. Returns undefined if it may record nothing: the job was cancelled or taken over.
-   */
-  private async settleStopped(run: ActiveRun, reason: Reason): Promise<Outcome | undefined> {
-    switch (reason) {
-      case 'cancelled':
-      case 'superseded':
-        return undefined;
-      case 'interrupted':
-        return this.interrupt(run, { countsAsAttempt: false });
-      case 'frozen': // The attempt counts: the task may be the reason.
-        return this.interrupt(run, { countsAsAttempt: true });
-      case 'timeout':
-        return this.fail(run, {
-          code: 'TASK_TIMEOUT',
-          message: `The task took longer than ${this.settings.TASK_TIMEOUT_MS / 1000} seconds`,
-        });
-    }
-  }
-
-  /** Records how the run ended by itself. Returns undefined if it may record nothing, as above. */
-  private async settle(run: ActiveRun, job: ClaimedJob, end: TaskEnd): Promise<Outcome | undefined> {
-    switch (end.kind) {
-      case 'returned': {
-        const { scenario, error } = parseResult(end.result);
-        if (error) return this.fail(run, error);
-        return (await this.repository.complete(run, scenario)) ? { kind: 'completed' } : undefined;
-      }
-      case 'threw':
-        return end.error.retryable ? this.retry(run, job, end.error) : this.fail(run, end.error);
-      case 'not started':
-        return this.retry(run, job, { code: 'TASK_CRASHED', message: 'The task could not be started' });
-      case 'exited': {
-        const error = describeExit(end, this.settings.TASK_MEMORY_MB);
-        return FROM_OUTSIDE.has(end.signal) ? this.retry(run, job, error) : this.fail(run, error);
-      }
-    }
-  }
-
-  /** Has the job run again later, unless this was its last attempt. */
-  private async retry(run: Run, { attempt }: ClaimedJob, error: RunError): Promise<Outcome | undefined> {
-    if (attempt >= this.settings.MAX_ATTEMPTS) return this.fail(run, error);
-    if (!(await this.repository.requeue(run, { countsAsAttempt: true }))) return undefined;
-    return { kind: 'retry', delayMs: this.backoff(attempt) };
-  }
-
-  private async fail(run: Run, error: RunError): Promise<Outcome | undefined> {
-    return (await this.repository.fail(run, error)) ? { kind: 'failed', code: error.code } : undefined;
-  }
-
-  private async interrupt(run: Run, attempt: { countsAsAttempt: boolean }): Promise<Outcome | undefined> {
-    return (await this.repository.requeue(run, attempt)) ? { kind: 'interrupted' } : undefined;
-  }
-
-  /**
-   * Records a run's end with `settle`. If the row refuses it, the job was cancelled, which is then confirmed, or taken
-   * over. Waits for a Postgres that is away, because the work is done; but not forever: then the run counts as lost.
-   */
-  private async record(
-    run: ActiveRun,
-    logger: Logger,
-    { reason, how }: Stop,
-    settle: () => Promise<Outcome | undefined>,
-  ): Promise<Outcome> {
-    const outcome = (await this.whenPostgresAnswers(settle)) ?? (await this.explain(run, how));
-    if (outcome.kind === 'completed' || outcome.kind === 'failed') this.metrics.finished.inc({ status: outcome.kind });
-    const refused = outcome.kind === 'cancelled' || outcome.kind === 'superseded';
-    if (refused && !reason) this.metrics.lateResults.inc();
-    const { kind, ...details } = outcome;
-    logger[kind === 'failed' ? 'warn' : 'info']({ from: 'processing', outcome: kind, ...details }, 'run ended');
-    return outcome;
-  }
-
-  private async explain(run: ActiveRun, how: StopKind): Promise<Outcome> {
-    // While a process of the run lives on that cannot be killed, the run keeps its place, and no stop is confirmed.
-    await run.gone();
-    return this.whenPostgresAnswers(() => this.confirmOrExplain(run, how));
-  }
-
-  private async confirmOrExplain(run: ActiveRun, how: StopKind): Promise<Outcome> {
-    const seconds = await this.repository.confirmStopped(run, how);
-    if (seconds !== undefined) {
-      this.metrics.stopSeconds.observe({ how }, seconds);
-      return { kind: 'cancelled', how };
-    }
-    // Or this run recorded its end before, and the answer was lost.
-    const recorded = await this.repository.findEnd(run);
-    if (recorded?.status === 'completed') return { kind: 'completed' };
-    if (recorded?.status === 'failed') return { kind: 'failed', code: recorded.errorCode ?? '' };
-    return recorded ? { kind: 'cancelled', how } : { kind: 'superseded' };
-  }
-
-  private async whenPostgresAnswers<T>(work: () => Promise<T>): Promise<T> {
-    const deadline = performance.now() + this.settings.BLIND_MS;
-    for (;;) {
-      try {
-        return await work();
-      } catch (error) {
-        if (!isDatabaseUnavailable(error) || performance.now() > deadline) throw error;
-        await sleep(RECORD_AGAIN_AFTER_MS);
-      }
-    }
-  }
-
-  private backoff(attempt: number): number {
-    return Math.min(this.settings.RETRY_BACKOFF_MS * 2 ** (attempt - 1), MAX_BACKOFF_MS);
-  }
 }
 
 /** What the task gets: the fields of the create request under the API's names, and the job's id. */
@@ -308,15 +166,7 @@ function inputOf(job: ClaimedJob): Record<string, unknown> {
   };
 }
 
-function describeExit(end: Extract<TaskEnd, { kind: 'exited' }>, memoryMb: number) {
-  if (end.outOfMemory)
-    return { code: 'TASK_OUT_OF_MEMORY', message: `The task used more than ${memoryMb} MB of memory` };
-  if (end.signal) return { code: 'TASK_CRASHED', message: `The task was ended by ${end.signal}` };
-  if (end.code === 0) return { code: 'TASK_NO_RESULT', message: 'The task ended without a result' };
-  return { code: 'TASK_CRASHED', message: `The task ended with exit code ${end.code}` };
-}
-
 /** The end of a task without its result. */
-function brief(end: TaskEnd) {
+function brief(end: RunEnd['end']) {
   return end.kind === 'returned' ? { kind: end.kind } : end;
 }
