@@ -219,6 +219,21 @@ describe('whoever writes first wins, and the other learns of it', () => {
     }
   });
 
+  it.each([
+    ['cancelled', (run: NewRun) => cancel(run.jobId)],
+    ['completed', (run: NewRun) => runs.complete(run, SCENARIO)],
+    ['failed', (run: NewRun) => runs.fail(run, { code: 'X', message: 'x' })],
+  ])('whatever the clock does: a job is %s no sooner than it began', async (status, end) => {
+    const run = await newRun();
+    // As if the clock of Postgres had been set back since.
+    await system.pool.query(`UPDATE scenario_jobs SET started_at = now() + interval '1 hour' WHERE id = $1`, [
+      run.jobId,
+    ]);
+    await end(run);
+    const row = await system.row(run.jobId);
+    expect(row).toMatchObject({ status, completed_at: row.started_at });
+  });
+
   it('one run against another that has taken over', async () => {
     const first = new ActiveRun(await newJob());
     await runs.claim(first, 'a worker that is dead', LOST_MS);
