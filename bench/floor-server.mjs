@@ -45,7 +45,11 @@ const one = async (name, text, values) => (await pool.query({ name, text, values
 async function cancel(id, { key_id, workspace_id }) {
   const job = await one('cancel', CANCEL, [id, workspace_id, key_id]);
   if (!job.run_id) await redis.removeJob(`${base}${id}`, `${base}repeat`, id, 1, base);
-  else await redis.publish(`${QUEUE_PREFIX}:cancel:${job.worker_id}`, JSON.stringify({ runId: job.run_id }));
+  else
+    await redis.publish(
+      `${QUEUE_PREFIX}:cancel:${job.worker_id}`,
+      JSON.stringify({ jobId: job.id, runId: job.run_id }),
+    );
   return job;
 }
 
