@@ -386,6 +386,11 @@ describe('the log', () => {
 });
 
 describe('metrics and health', () => {
+  const noRunIsInProgress = () =>
+    eventually('no run is in progress', async () =>
+      (await (await fetch(`${system.workers[0]!.url}/metrics`)).text()).includes('scenario_jobs_runs_in_progress 0'),
+    );
+
   it('both processes publish what they did', async () => {
     const { job } = await system.createRunning('cooperative');
     await system.cancel(job.id);
@@ -405,9 +410,7 @@ describe('metrics and health', () => {
     expect(worker).toMatch(/scenario_jobs_cancel_stop_seconds_count\{how="graceful"\} [1-9]/);
     // Without a result, no result came too late.
     expect(worker).toMatch(/scenario_jobs_late_results_refused_total 0/);
-    await eventually('no run is in progress', async () =>
-      (await (await fetch(`${system.workers[0]!.url}/metrics`)).text()).includes('scenario_jobs_runs_in_progress 0'),
-    );
+    await noRunIsInProgress();
   });
 
   it('each cancel is counted by the status that it found and by its outcome', async () => {
@@ -442,6 +445,8 @@ describe('metrics and health', () => {
       await system.workers[0]!.observed('scenario_jobs_wait_seconds'),
       await system.workers[0]!.observed('scenario_jobs_run_seconds'),
     ];
+    // What earlier tests have begun is not counted any more.
+    await noRunIsInProgress();
     const began = performance.now();
     const before = await times();
     const { job } = await system.createRunning('cooperative');
