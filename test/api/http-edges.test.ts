@@ -388,7 +388,7 @@ describe('the log', () => {
 describe('metrics and health', () => {
   const noRunIsInProgress = () =>
     eventually('no run is in progress', async () =>
-      (await (await fetch(`${system.workers[0]!.url}/metrics`)).text()).includes('scenario_jobs_runs_in_progress 0'),
+      (await system.workers[0]!.metrics()).includes('scenario_jobs_runs_in_progress 0'),
     );
 
   it('both processes publish what they did', async () => {
@@ -396,9 +396,7 @@ describe('metrics and health', () => {
     await system.cancel(job.id);
     await system.untilStopped(job.id);
     await system.workers[0]!.untilLogged('run ended', job.id);
-    const [api, worker] = await Promise.all(
-      [system.api.url, system.workers[0]!.url].map(async (url) => (await fetch(`${url}/metrics`)).text()),
-    );
+    const [api, worker] = await Promise.all([system.api, system.workers[0]!].map((one) => one.metrics()));
     expect(api).toMatch(/scenario_jobs_cancel_requests_total\{from="processing",outcome="cancelled"\} [1-9]/);
     expect(api).toMatch(/scenario_jobs_doorbells_total\{outcome="heard"\} [1-9]/);
     expect(api).toMatch(/scenario_jobs_unfinished\{status="queued"\} \d/);
@@ -415,7 +413,7 @@ describe('metrics and health', () => {
 
   it('each cancel is counted by the status that it found and by its outcome', async () => {
     const counts = async () => {
-      const text = await (await fetch(`${system.api.url}/metrics`)).text();
+      const text = await system.api.metrics();
       const counted = text.matchAll(/^scenario_jobs_cancel_requests_total\{from="(\w+)",outcome="(\w+)"\} (\d+)$/gm);
       return new Map([...counted].map(([, from, outcome, count]) => [`${from} ${outcome}`, Number(count)]));
     };
@@ -460,8 +458,7 @@ describe('metrics and health', () => {
   });
 
   it('the jobs are counted afresh at each scrape', async () => {
-    const unconfirmed = async () =>
-      /^scenario_jobs_stops_unconfirmed (.*)$/m.exec(await (await fetch(`${system.api.url}/metrics`)).text())?.[1];
+    const unconfirmed = async () => /^scenario_jobs_stops_unconfirmed (.*)$/m.exec(await system.api.metrics())?.[1];
     const { job } = await system.createRunning('cooperative');
     // A run that nobody has cancelled is none of them.
     expect(await unconfirmed()).toBe('0');

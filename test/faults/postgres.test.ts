@@ -156,7 +156,7 @@ describe('between a worker and Postgres', () => {
     expect(await worker.untilLogged('run ended', job.id)).toMatchObject({ outcome: 'completed' });
     expect(await system.row(job.id)).toMatchObject({ status: 'completed', attempt: 1 });
     expect(await system.scenarioCount(job.id)).toBe(1);
-    const metrics = await (await fetch(`${worker.url}/metrics`)).text();
+    const metrics = await worker.metrics();
     expect(metrics).toMatch(/^scenario_jobs_finished_total\{status="completed"\} 1$/m);
     expect(metrics).toMatch(/^scenario_jobs_late_results_refused_total 0$/m);
   });
@@ -168,7 +168,7 @@ describe('between a worker and Postgres', () => {
     const worker = system.workers[0]!;
     const code = 'CONTENT_POLICY_VIOLATION';
     expect(await worker.untilLogged('run ended', id)).toMatchObject({ outcome: 'failed', code });
-    const metrics = await (await fetch(`${worker.url}/metrics`)).text();
+    const metrics = await worker.metrics();
     expect(metrics).toMatch(/^scenario_jobs_finished_total\{status="failed"\} 1$/m);
     expect(metrics).toMatch(/^scenario_jobs_late_results_refused_total 0$/m);
   });

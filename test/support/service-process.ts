@@ -84,9 +84,14 @@ export class ServiceProcess {
     return eventually(`"${message}" is logged`, () => this.logged(message, jobId));
   }
 
+  /** The metrics that the process shows, as text. */
+  async metrics(): Promise<string> {
+    return (await fetch(`${this.url}/metrics`)).text();
+  }
+
   /** The sum of everything that a histogram has observed, whatever its labels. */
   async observed(histogram: string): Promise<number> {
-    const text = await (await fetch(`${this.url}/metrics`)).text();
+    const text = await this.metrics();
     if (!text.includes(`# TYPE ${histogram} histogram\n`)) throw new Error(`there is no histogram ${histogram}`);
     const sums = text.split('\n').filter((line) => line.startsWith(`${histogram}_sum`));
     return sums.reduce((total, line) => total + Number(line.split(' ').at(-1)), 0);

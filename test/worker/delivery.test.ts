@@ -128,7 +128,7 @@ describe('a worker learns of a cancel whose message is lost', () => {
     expect((await system.cancel(job.id)).status).toBe(200);
     expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
     expect(await system.scenarioCount(job.id)).toBe(0);
-    const metrics = await (await fetch(`${system.workers[0]!.url}/metrics`)).text();
+    const metrics = await system.workers[0]!.metrics();
     expect(metrics).toMatch(/scenario_jobs_late_results_refused_total 1/);
   });
 });

@@ -270,7 +270,7 @@ describe('the reconciler', () => {
     await eventually('the last one is queued', () => system.isQueued(ids.at(-1)!));
     const added = /^scenario_jobs_repairs_total\{repair="added"\} (\d+)$/m;
     await eventually('all are counted', async () => {
-      const [, count] = added.exec(await (await fetch(`${worker.url}/metrics`)).text()) ?? [];
+      const [, count] = added.exec(await worker.metrics()) ?? [];
       return Number(count) >= ids.length;
     });
   });
