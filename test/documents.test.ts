@@ -21,6 +21,18 @@ const rowsOf = (document: string) =>
         .map((cell) => cell.trim()),
     );
 
+/** A sum of settings and seconds, such as `STOP_ACK_MS` + 7 s. */
+const SUM = /(?:`[A-Z_]+`|\d+ s)(?: \+ (?:`[A-Z_]+`|\d+ s))*/.source;
+
+/** The sum in milliseconds, with the settings' defaults. */
+function millisecondsOf(sum: string): number {
+  const terms = sum.split(' + ').map((term) => {
+    const name = /^`(.*)`$/.exec(term)?.[1];
+    return name === undefined ? 1000 * Number.parseInt(term) : SETTINGS[name as keyof typeof SETTINGS].parse(undefined);
+  });
+  return terms.reduce<number>((total, term) => total + Number(term), 0);
+}
+
 describe('the README', () => {
   const readme = read('README.md');
   const rows = rowsOf(readme);
@@ -32,6 +44,14 @@ describe('the README', () => {
       return [`\`${name}\``, initial, schema.description];
     });
     expect(rows.filter(([name]) => /^`[A-Z_]+`$/.test(name ?? ''))).toEqual(expected);
+  });
+
+  it('says how long a stop takes by the default settings', () => {
+    const bounds = [...readme.matchAll(new RegExp(`\\| (\\d+) s[^|:]*: (${SUM})`, 'g'))];
+    expect(bounds).toHaveLength(6);
+    expect(bounds.map(([, , sum = '']) => millisecondsOf(sum) / 1000)).toEqual(
+      bounds.map(([, seconds]) => Number(seconds)),
+    );
   });
 
   it('lists every error that the API answers with', () => {
@@ -98,6 +118,14 @@ describe('the mutants of the machine', () => {
 });
 
 describe('docs/guarantees.md', () => {
+  it('says how long a stop takes by the default settings', () => {
+    const bounds = [...read('docs/guarantees.md').matchAll(new RegExp(`\\| (${SUM}) \\| (\\d+) \\| (\\d+) \\|`, 'g'))];
+    expect(bounds).toHaveLength(6);
+    expect(bounds.map(([, sum = '']) => [millisecondsOf(sum), millisecondsOf(`${sum} + \`CANCEL_POLL_MS\``)])).toEqual(
+      bounds.map(([, , told, untold]) => [Number(told), Number(untold)]),
+    );
+  });
+
   const backed = rowsOf(read('docs/guarantees.md')).filter(([, file]) => /^`(test|src)\//.test(file ?? ''));
 
   it.each(backed)('%s: there is such a test', (_promise, file = '', words = '') => {
