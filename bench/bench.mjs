@@ -1,5 +1,6 @@
 // npm run bench: measures the service against a floor, against growth and against its peers, on servers of its own.
 import { join } from 'node:path';
+import { parseArgs } from 'node:util';
 import { prepare, root } from '../scripts/prepare.mjs';
 import * as bounds from './sections/bounds.mjs';
 import * as cost from './sections/cost.mjs';
@@ -17,7 +18,7 @@ const HELP = `Usage: npm run bench -- [--quick] [--only <section>]...
 Starts its own Postgres and Redis and the service, measures, and writes the results: those of a full run to
 bench/RESULTS.md, bench/results.json and bench/growth.svg, those of any other run to bench/results/.
 
-  --quick            fewer rounds and smaller sizes: about two minutes instead of ten
+  --quick            fewer rounds and smaller sizes: about two minutes instead of ten to fifteen
   --only <section>   run only this section; may be repeated. Sections: ${Object.keys(SECTIONS).join(', ')}
   --help             this text
 
@@ -26,16 +27,20 @@ Exit codes: 0 measured, 1 failure or wrong answer, 2 wrong usage. A missed goal 
 const say = (line = '') => console.log(line);
 
 function parse(args) {
-  const options = { quick: false, only: [] };
-  while (args.length > 0) {
-    const arg = args.shift();
-    if (arg === '--help' || arg === '-h') options.help = true;
-    else if (arg === '--quick') options.quick = true;
-    else if (arg === '--only' && args[0] in SECTIONS) options.only.push(args.shift());
-    else if (arg === '--only') return { fault: `--only needs a section: ${Object.keys(SECTIONS).join(', ')}` };
-    else return { fault: `Unknown argument: ${arg}` };
+  try {
+    const { values } = parseArgs({
+      args,
+      options: {
+        quick: { type: 'boolean', default: false },
+        only: { type: 'string', multiple: true, default: [] },
+        help: { type: 'boolean', short: 'h' },
+      },
+    });
+    const known = values.only.every((name) => Object.hasOwn(SECTIONS, name));
+    return known ? values : { fault: `--only needs a section: ${Object.keys(SECTIONS).join(', ')}` };
+  } catch (error) {
+    return { fault: error.message };
   }
-  return options;
 }
 
 async function main(args) {

@@ -1,9 +1,9 @@
 // A site where jobs are made and cancelled: a database with a workspace and a key, a queue, and an api.
 import { createRequire } from 'node:module';
 import { randomUUID } from 'node:crypto';
+import { JOBS } from './jobs.mjs';
 
 const require = createRequire(import.meta.url);
-const JOBS = '/rest/v1/scenario-studio/jobs';
 /** Options of a queue entry as the service adds it; see src/modules/scenario-jobs/job-queue.ts. */
 const ENTRY = { removeOnComplete: true, removeOnFail: true, priority: 1 };
 const CHUNK = 5000;

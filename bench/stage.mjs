@@ -2,14 +2,12 @@
 import { once } from 'node:events';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { root } from '../scripts/prepare.mjs';
 import { Processes } from '../scripts/processes.mjs';
 import { freePort, reachable, startPostgres, startRedis } from '../scripts/servers.mjs';
-import { endOnSignal, nodeFlagsOf } from '../scripts/service.mjs';
+import { endOnSignal, nodeFlagsOf, untilReady } from '../scripts/service.mjs';
 import { startHelper } from './helper.mjs';
 
-const READY_WITHIN_MS = 60_000;
 /** More than scripts/servers.mjs allows: two hundred simulated workers have a connection each. */
 const POSTGRES_FLAGS = ['-c', 'max_connections=500', '-c', 'fsync=on', '-c', 'synchronous_commit=on'];
 
@@ -99,7 +97,7 @@ export class Stage {
     const onExit = (why) => asked || this.ending.onExit(why);
     const child = this.processes.start(name, process.execPath, args, { env, onExit });
     const url = `http://127.0.0.1:${port}`;
-    await this.#untilReady(name, url);
+    await untilReady(url, () => this.ending.isEnding() && `${name} is being stopped`);
     const startMs = performance.now() - began;
     const stop = async () => {
       asked = true;
@@ -107,19 +105,6 @@ export class Stage {
       if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
     };
     return { name, port, url, pid: child.pid, log: join(this.place, `${name}.log`), startMs, stop };
-  }
-
-  async #untilReady(name, url) {
-    const deadline = Date.now() + READY_WITHIN_MS;
-    for (;;) {
-      const ready = await fetch(`${url}/readyz`).then(
-        (response) => response.ok,
-        () => false,
-      );
-      if (ready) return;
-      if (this.ending.isEnding() || Date.now() > deadline) throw new Error(`${name} was not ready in time`);
-      await sleep(10);
-    }
   }
 
   startHelper(name, file, options = {}) {

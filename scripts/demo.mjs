@@ -184,14 +184,14 @@ async function cancelAndWatch({ client, database }, { id, pid }, kind, { how, wi
   results.push([kind, ms, dead, stoppedHow]);
 }
 
-async function untilGone(pid) {
-  for (;;) {
-    try {
-      process.kill(-pid, 0);
-    } catch {
-      return;
-    }
-    await sleep(1);
+/** Looks every millisecond, because the time is a result. */
+const untilGone = (pid) => until(`process group ${pid} is gone`, () => !groupLives(pid), 1);
+
+function groupLives(pid) {
+  try {
+    return process.kill(-pid, 0);
+  } catch {
+    return false;
   }
 }
 
@@ -219,12 +219,12 @@ function createClient(api, key) {
 const brief = ({ error, id, status, started_at, duration_seconds }) =>
   error ? JSON.stringify({ error }) : JSON.stringify({ id, status, started_at, duration_seconds });
 
-async function until(what, look) {
+async function until(what, look, pauseMs = 10) {
   const deadline = Date.now() + PATIENCE_MS;
   while (Date.now() < deadline) {
     const found = await look();
     if (found) return found;
-    await sleep(10);
+    await sleep(pauseMs);
   }
   throw new Error(`Not within ${PATIENCE_MS / 1000} s: ${what}`);
 }

@@ -111,20 +111,24 @@ export async function startService(processes, environment, { onExit, stdio }) {
   start('worker', 'main.worker.js');
   const host = addressOf(environment.HOST);
   const urls = [environment.PORT, environment.WORKER_PORT].map((port) => `http://${host}:${port}`);
-  for (const url of urls) {
-    const deadline = Date.now() + READY_WITHIN_MS;
-    for (;;) {
-      if (ended) throw new Error(ended);
-      const ready = await fetch(`${url}/readyz`).then(
-        (response) => response.ok,
-        () => false,
-      );
-      if (ready) break;
-      if (Date.now() > deadline) throw new Error(`${url} was not ready within ${READY_WITHIN_MS / 1000} s`);
-      await sleep(50);
-    }
-  }
+  for (const url of urls) await untilReady(url, () => ended);
   return { api: urls[0], worker: urls[1] };
+}
+
+/** Waits until `/readyz` says so. Throws if that takes too long, or once `failed` says what has gone wrong. */
+export async function untilReady(url, failed) {
+  const deadline = Date.now() + READY_WITHIN_MS;
+  for (;;) {
+    const why = failed();
+    if (why) throw new Error(why);
+    const ready = await fetch(`${url}/readyz`).then(
+      (response) => response.ok,
+      () => false,
+    );
+    if (ready) return;
+    if (Date.now() > deadline) throw new Error(`${url} was not ready within ${READY_WITHIN_MS / 1000} s`);
+    await sleep(10);
+  }
 }
 
 /** The address at which a program on this machine reaches what listens on `host`. */
