@@ -65,9 +65,9 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
   async beforeApplicationShutdown(): Promise<void> {
     this.ending = true;
     await this.drain();
-    await this.atMost(FAREWELL_MS, 'farewell', this.sayFarewell());
-    // The watchdog now kills whatever it still watches.
+    // The watchdog now kills whatever it still watches: once this worker has signed off, others may take its jobs over.
     this.watchdog.stop();
+    await this.atMost(FAREWELL_MS, 'farewell', this.sayFarewell());
   }
 
   /** Lets the runs end by themselves for a while, then stops those that are left, whose jobs are queued again. */
