@@ -2,7 +2,7 @@ import { type DynamicModule, Module } from '@nestjs/common';
 import { ApiKeyGuard } from './auth/api-key.guard';
 import { ApiKeyRepository } from './auth/api-key.repository';
 import { type Settings } from './config/settings';
-import { HealthController, PING_REDIS } from './http/health.controller';
+import { HealthController } from './http/health.controller';
 import { MetricsController } from './http/metrics.controller';
 import { InfrastructureModule } from './infrastructure/infrastructure.module';
 import { type Logger } from './infrastructure/logger';
@@ -22,16 +22,7 @@ export class ApiModule {
       module: ApiModule,
       imports: [InfrastructureModule.of(settings, logger, metrics)],
       controllers: [JobsController, HealthController, MetricsController],
-      providers: [
-        ApiKeyGuard,
-        ApiKeyRepository,
-        JobRepository,
-        JobQueue,
-        CreateJob,
-        CancelJob,
-        JobGauges,
-        { provide: PING_REDIS, useFactory: (queue: JobQueue) => () => queue.ping(), inject: [JobQueue] },
-      ],
+      providers: [ApiKeyGuard, ApiKeyRepository, JobRepository, JobQueue, CreateJob, CancelJob, JobGauges],
     };
   }
 }

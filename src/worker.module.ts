@@ -1,6 +1,6 @@
 import { type DynamicModule, Module } from '@nestjs/common';
 import { type Settings } from './config/settings';
-import { HealthController, PING_REDIS } from './http/health.controller';
+import { HealthController } from './http/health.controller';
 import { MetricsController } from './http/metrics.controller';
 import { Database } from './infrastructure/database';
 import { InfrastructureModule } from './infrastructure/infrastructure.module';
@@ -53,7 +53,6 @@ export class WorkerModule {
         Reconciler,
         QueueConsumer,
         WorkerLifecycle,
-        { provide: PING_REDIS, useFactory: (queue: JobQueue) => () => queue.ping(), inject: [JobQueue] },
       ],
     };
   }

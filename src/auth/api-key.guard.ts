@@ -34,7 +34,7 @@ export class ApiKeyGuard implements CanActivate {
     request.presentedKey = {
       hash,
       identify: () => this.identify(request, hash),
-      belongsTo: (caller) => void (request.caller = caller),
+      recordCaller: (caller) => void (request.caller = caller),
     };
     if (!this.reflector.get(LooksUpKey, context.getHandler())) await request.presentedKey.identify();
     return true;

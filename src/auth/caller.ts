@@ -10,7 +10,7 @@ export type PresentedKey = {
   /** Looks the key up. Throws the 401 or 403 error if it does not work. */
   identify(): Promise<Caller>;
   /** Records whose key it is, so that the request's log line names the caller. */
-  belongsTo(caller: Caller): void;
+  recordCaller(caller: Caller): void;
 };
 
 /** The caller, as a parameter of a handler behind the API key guard. */

@@ -4,23 +4,17 @@ import { z } from 'zod';
 /** The longest wait that Node's timers accept. */
 const LONGEST_MS = 2_147_483_647;
 
-const milliseconds = (initial: number, about: string, least = 1) =>
+const count = (initial: number, most: number, about: string, least = 1, what = 'a whole number') =>
   z
     .string()
-    .regex(/^\d+$/, 'must be a whole number of milliseconds')
-    .transform(Number)
-    .pipe(z.number().min(least, `must be at least ${least}`).max(LONGEST_MS, `must be at most ${LONGEST_MS}`))
-    .default(initial)
-    .describe(about);
-
-const count = (initial: number, most: number, about: string, least = 1) =>
-  z
-    .string()
-    .regex(/^\d+$/, 'must be a whole number')
+    .regex(/^\d+$/, `must be ${what}`)
     .transform(Number)
     .pipe(z.number().min(least, `must be at least ${least}`).max(most, `must be at most ${most}`))
     .default(initial)
-    .describe(about);
+    .describe(least > 1 ? `${about} At least ${least}.` : about);
+
+const milliseconds = (initial: number, about: string, least = 1) =>
+  count(initial, LONGEST_MS, about, least, 'a whole number of milliseconds');
 
 const url = (schemes: RegExp, names: string) =>
   z
@@ -71,7 +65,7 @@ export const SETTINGS = {
       message: `must name files that can be read as ${CERTIFICATES.join(', ')}`,
     })
     .describe('Postgres, the truth about every job.'),
-  DATABASE_POOL_SIZE: count(10, 1000, 'Connections to Postgres in each process; a worker has one more. At least 2.', 2),
+  DATABASE_POOL_SIZE: count(10, 1000, 'Connections to Postgres in each process; a worker has one more.', 2),
   REDIS_URL: z
     .string({ error: 'is required' })
     .transform((list) => list.split(',').map((one) => one.trim()))
@@ -136,7 +130,7 @@ export const SETTINGS = {
     .describe(
       'Further variables that a task inherits, by name, separated by commas; see docs/operations.md for the others.',
     ),
-  TASK_MEMORY_MB: count(512, 1_048_576, "Limit of a task's JavaScript heap. At least 16.", 16),
+  TASK_MEMORY_MB: count(512, 1_048_576, "Limit of a task's JavaScript heap.", 16),
   TASK_TIMEOUT_MS: milliseconds(900_000, 'A run that takes longer is stopped and its job fails.'),
   WORKER_CONCURRENCY: count(4, 1000, 'Jobs that one worker runs at the same time.'),
   MAX_ATTEMPTS: count(3, 1000, 'How many runs a job may have before a retryable error, or a lost worker, fails it.'),
@@ -145,23 +139,15 @@ export const SETTINGS = {
   STOP_ACK_MS: milliseconds(1000, 'How long a task may take to acknowledge a request to stop.'),
   STOP_GRACE_MS: milliseconds(5000, 'How long a task that has acknowledged may clean up before SIGTERM.'),
   STOP_KILL_MS: milliseconds(2000, 'How long after SIGTERM the whole process group gets SIGKILL.'),
-  CANCEL_POLL_MS: milliseconds(
-    2000,
-    'How often a worker asks Postgres which of its runs were cancelled. At least 50.',
-    50,
-  ),
+  CANCEL_POLL_MS: milliseconds(2000, 'How often a worker asks Postgres which of its runs were cancelled.', 50),
   BLIND_MS: milliseconds(
     60_000,
     'A worker that cannot query Postgres for this long stops its tasks. At least twice `CANCEL_POLL_MS`.',
   ),
-  WATCHDOG_MS: milliseconds(
-    10_000,
-    'If a worker process is frozen for this long, its watchdog kills its tasks. At least 1000.',
-    1000,
-  ),
+  WATCHDOG_MS: milliseconds(10_000, 'If a worker process is frozen for this long, its watchdog kills its tasks.', 1000),
   LOCK_MS: milliseconds(
     30_000,
-    'BullMQ delivers a job again when its worker has not renewed its lock for this long. At least 1000.',
+    'BullMQ delivers a job again when its worker has not renewed its lock for this long.',
     1000,
   ),
   WORKER_LOST_MS: milliseconds(
@@ -170,7 +156,7 @@ export const SETTINGS = {
   ),
   RECONCILE_MS: milliseconds(
     10_000,
-    'How often each worker compares rows with the queue, and repairs what differs. At least 50.',
+    'How often each worker compares rows with the queue, and repairs what differs.',
     50,
   ),
   DRAIN_MS: milliseconds(25_000, 'How long a worker that is shutting down waits for its runs before it stops them.', 0),

@@ -80,7 +80,6 @@ function fromFramework(thrown: unknown): ApiError | undefined {
     thrown instanceof HttpException ? thrown.getStatus() : (thrown as { statusCode?: number } | undefined)?.statusCode;
   if (status === 413) return new ApiError('body_too_large', 'Request body is larger than 1 MiB');
   if (status === 415) return new ApiError('unsupported_media_type', 'Content-Type must be application/json');
-  if (status === 408) return new ApiError('request_timeout', 'Request was not received in time');
   if (status && status < 500) return new ApiError('malformed_request', 'Malformed request');
   return undefined;
 }

@@ -4,10 +4,8 @@ import { Database } from '../infrastructure/database';
 import { isNotMigrated } from '../infrastructure/database-errors';
 import { LOGGER, type Logger } from '../infrastructure/logger';
 import { within } from '../infrastructure/within';
+import { JobQueue } from '../modules/scenario-jobs/job-queue';
 import { ApiError } from './api-error';
-
-/** Injection token of the function that pings Redis. */
-export const PING_REDIS = Symbol('ping Redis');
 
 const PING_LIMIT_MS = 1000;
 
@@ -22,7 +20,7 @@ export class HealthController {
 
   constructor(
     private readonly database: Database,
-    @Inject(PING_REDIS) private readonly pingRedis: () => Promise<void>,
+    private readonly queue: JobQueue,
     @Inject(LOGGER) private readonly logger: Logger,
   ) {}
 
@@ -52,7 +50,7 @@ export class HealthController {
   async check(): Promise<Record<Server, State>> {
     const [postgres, redis] = await Promise.all([
       this.stateOf('postgres', this.database.ping()),
-      this.stateOf('redis', this.pingRedis()),
+      this.stateOf('redis', this.queue.ping()),
     ]);
     return { postgres, redis };
   }

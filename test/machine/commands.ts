@@ -13,7 +13,7 @@ const MOMENT_MS = 400;
 class Step implements Command {
   constructor(
     private readonly words: string,
-    private readonly work: (round: Round) => Promise<unknown>,
+    private readonly work: (round: Round) => unknown,
     private readonly jobs: 'creates' | 'needs' | 'none' = 'none',
   ) {}
 
@@ -49,7 +49,7 @@ function tell(round: Round, job: TrackedJob, order: Order, which: number): void 
   round.world.puppets.tell(puppet, order);
 }
 
-const disturbing = (words: string, work: (round: Round) => Promise<unknown>) =>
+const disturbing = (words: string, work: (round: Round) => unknown) =>
   new Step(words, (round) => {
     round.disturbed = true;
     return work(round);
@@ -128,10 +128,8 @@ const freeze = fc.tuple(which, fc.constantFrom(300, 2500)).map(([w, ms]) =>
     round.world.thawWorkers();
   }),
 );
-const leaveFrozen = which.map((w) =>
-  disturbing(`freeze worker ${w}`, async (round) => Promise.resolve(round.world.freezeWorker(w))),
-);
-const thaw = fc.constant(new Step('thaw', async (round) => Promise.resolve(round.world.thawWorkers())));
+const leaveFrozen = which.map((w) => disturbing(`freeze worker ${w}`, (round) => round.world.freezeWorker(w)));
+const thaw = fc.constant(new Step('thaw', (round) => round.world.thawWorkers()));
 const wipe = fc.constant(disturbing('wipe Redis', (round) => round.world.wipeRedis()));
 const pass = fc.constantFrom(20, 150, 600).map((ms) => new Step(`let ${ms} ms pass`, (round) => round.world.pass(ms)));
 

@@ -104,13 +104,13 @@ export class World {
     await this.system.redis.call('ACL', 'SETUSER', 'default', lost ? '-publish' : '+publish');
   }
 
-  /** Tells every worker that the job's run was cancelled, although it may not be. */
+  /** Tells the job's worker that its run was cancelled, although it may not be. */
   async forgeDoorbell(jobId: string): Promise<void> {
     const { run_id: runId, worker_id: workerId } = await this.system.row(jobId);
     if (!runId || !workerId) return;
-    // The test's own connection has lost the right to publish as well.
     const channel = `${this.system.settings.QUEUE_PREFIX}:cancel:${workerId}`;
     const message = { runId, stopToken: randomUUID(), cancelledAt: Date.now() };
+    // While doorbells are lost, the test's own connection may not publish either.
     await this.system.redis.publish(channel, JSON.stringify(message)).catch(() => undefined);
   }
 

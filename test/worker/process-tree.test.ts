@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import fs from 'node:fs/promises';
 import { killTrees, livingMembers } from '../../src/modules/scenario-jobs/worker/process-tree';
-import { RUN_ID_VARIABLE } from '../../src/modules/scenario-jobs/worker/task-messages';
+import { RUN_ID_VARIABLE } from '../../src/modules/scenario-jobs/worker/running-processes';
 import { eventually } from '../support/eventually';
 import { DIST } from '../support/service-process';
 import { isAlive } from '../support/test-system';

@@ -121,7 +121,7 @@ describe('whoever writes first wins, and the other learns of it', () => {
       if (!owner) throw new Error('the key does not work');
       return owner;
     };
-    const presented = { hash, identify, belongsTo: () => undefined };
+    const presented = { hash, identify, recordCaller: () => undefined };
     await expect(cancelJob.cancel(presented, await newJob(), null)).rejects.toThrow('the key does not work');
     await queue.onApplicationShutdown();
   });

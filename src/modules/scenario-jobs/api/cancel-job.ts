@@ -47,7 +47,7 @@ export class CancelJob {
     const answer = await untilUnlocked(async () => {
       const cancelled = await this.jobs.cancel({ keyHash: key.hash, jobId, idempotencyKey });
       if (!cancelled) return this.explain(key, jobId, idempotencyKey);
-      key.belongsTo(cancelled.caller);
+      key.recordCaller(cancelled.caller);
       return this.deliver(cancelled);
     });
     if (answer) return answer;
@@ -71,7 +71,7 @@ export class CancelJob {
       throw new JobNotFound(jobId);
     }
     const { job, caller, cancelIdempotencyKey } = found;
-    key.belongsTo(caller);
+    key.recordCaller(caller);
     if (isCancellable(job.status)) return undefined;
     if (idempotencyKey !== null && cancelIdempotencyKey === idempotencyKey) {
       this.metrics.cancelRequests.inc({ from: 'cancelled', outcome: 'replayed' });

@@ -4,7 +4,8 @@ import { isAtMost, isStorable } from '../../../infrastructure/text';
 
 const MAX_PROMPT = 10_000;
 const MAX_CONTEXT = 50_000;
-const MAX_NAME = 255;
+/** Of a slug and of a `request_id`. */
+const MAX_KEY = 255;
 
 /** An email address. class-validator's own decorator throws on half of a surrogate pair. */
 const IsEmailAddress = () =>
@@ -74,27 +75,27 @@ export class CreateJobDto {
     type: String,
     nullable: true,
     minLength: 1,
-    maxLength: MAX_NAME,
+    maxLength: MAX_KEY,
     description: 'Slug of a scenario of the workspace to remix',
   })
   @IsOptional()
   @IsString(text)
   @IsNotEmpty(notEmpty)
   @IsStorableText()
-  @MaxCharacters(MAX_NAME)
+  @MaxCharacters(MAX_KEY)
   scenario_slug?: string | null;
 
   @ApiPropertyOptional({
     type: String,
     nullable: true,
     minLength: 1,
-    maxLength: MAX_NAME,
+    maxLength: MAX_KEY,
     description: 'Idempotency key: a workspace has at most one job with it',
   })
   @IsOptional()
   @IsString(text)
   @IsNotEmpty(notEmpty)
   @IsStorableText()
-  @MaxCharacters(MAX_NAME)
+  @MaxCharacters(MAX_KEY)
   request_id?: string | null;
 }

@@ -94,7 +94,7 @@ export class JobsController {
       await key.identify();
       throw new JobNotFound(jobId);
     }
-    key.belongsTo(found.caller);
+    key.recordCaller(found.caller);
     return this.show(found.job, found.caller);
   }
 

@@ -1,6 +1,10 @@
 import { readlinkSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
-import { RUN_ID_VARIABLE } from './task-messages';
+
+/**
+ * Environment variable that names the run, in its task and so in everything that the task starts, wherever it hides.
+ */
+export const RUN_ID_VARIABLE = 'SCENARIO_RUN_ID';
 
 /**
  * Whether /proc shows the processes, and by the numbers that they have here. On other systems, and in some sandboxes,

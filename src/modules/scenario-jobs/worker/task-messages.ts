@@ -107,8 +107,3 @@ export function shortenDetail(detail: string): string {
 export function shorten(message: string): string {
   return truncate(message, MAX_ERROR_MESSAGE);
 }
-
-/**
- * Environment variable that names the run, in its task and so in everything that the task starts, wherever it hides.
- */
-export const RUN_ID_VARIABLE = 'SCENARIO_RUN_ID';

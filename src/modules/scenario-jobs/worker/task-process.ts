@@ -6,11 +6,11 @@ import { within } from '../../../infrastructure/within';
 import { type StopKind } from '../job-status';
 import { readLines } from './lines';
 import { isInGroup, killTrees, type ProcessTree, signalGroup } from './process-tree';
+import { RUN_ID_VARIABLE } from './running-processes';
 import {
   MAX_MESSAGE,
   parseFromTask,
   PROGRESS_EVERY_MS,
-  RUN_ID_VARIABLE,
   type StopReason,
   type TaskError,
   toLine,
@@ -188,6 +188,7 @@ export class TaskProcess {
     killTrees([this.tree]).then(
       // Nor is the end of a dead process waited for without limit: a debugger can keep it to itself.
       (survivors) => void setTimeout(() => this.giveUp({ survivors }), survivors.length > 0 ? 0 : END_SEEN_WITHIN_MS),
+      // The group has had its SIGKILL all the same, and what is left is looked for again when its first process has ended.
       () => undefined,
     );
   }
