@@ -1,7 +1,8 @@
 import { hash } from 'node:crypto';
 import { Inject, Injectable, type OnApplicationShutdown, type OnModuleInit } from '@nestjs/common';
 import { PrismaPg } from '@prisma/adapter-pg';
-import { Pool } from 'pg';
+import { Client, type ClientConfig, Pool } from 'pg';
+import { parse } from 'pg-connection-string';
 import { SETTINGS_TOKEN, type Settings } from '../config/settings';
 import { PrismaClient } from '../generated/prisma/client';
 import { LOGGER, type Logger } from './logger';
@@ -54,9 +55,32 @@ function statementNames(): (query: { sql: string }) => string {
   };
 }
 
-function poolOf(settings: Pick<Settings, 'DATABASE_URL' | 'DATABASE_POOL_SIZE'>): Pool {
+/**
+ * The class of connections with this URL. Each new one reads the files that the URL names, so that a renewed certificate
+ * needs no restart. If they cannot be read, because they are just being replaced or file descriptors are short, what was
+ * read last still counts; pg itself would throw where nobody could catch it, and end the process.
+ */
+function connectionsWith(url: string, logger: Logger): typeof Client {
+  const read = () => parse(url) as ClientConfig;
+  let config = read();
+  return class extends Client {
+    constructor(options: ClientConfig) {
+      try {
+        config = read();
+      } catch (error) {
+        logger.warn(
+          { err: error },
+          'a certificate file of DATABASE_URL cannot be read; what it held before still counts',
+        );
+      }
+      super({ ...options, ...config });
+    }
+  };
+}
+
+function poolOf(settings: Pick<Settings, 'DATABASE_URL' | 'DATABASE_POOL_SIZE'>, logger: Logger): Pool {
   const pool = new Pool({
-    connectionString: withSession(settings.DATABASE_URL),
+    Client: connectionsWith(withSession(settings.DATABASE_URL), logger),
     max: settings.DATABASE_POOL_SIZE,
     min: IDLE_CONNECTIONS,
     connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
@@ -87,7 +111,7 @@ export class Database extends PrismaClient implements OnModuleInit, OnApplicatio
     super({
       // By default Prisma records where each statement was called, and reads the source file of one that fails.
       errorFormat: 'minimal',
-      adapter: new PrismaPg(poolOf(settings), {
+      adapter: new PrismaPg(poolOf(settings, logger), {
         statementNameGenerator: statementNames(),
         onPoolError: (error) => logger.warn({ err: error }, 'postgres connection lost'),
         disposeExternalPool: true,

@@ -1,4 +1,7 @@
 import { randomUUID } from 'node:crypto';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { Client } from 'pg';
 import { startBehindProxy, whileBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
@@ -234,6 +237,28 @@ describe('between a worker and Postgres, when the message to the worker is lost 
       await system.untilStopped(job.id);
       expect(await groupIsAlive(pid)).toBe(false);
     });
+  });
+});
+
+describe('a certificate file that the URL of Postgres names', () => {
+  it('is missing for a while: what was read of it before still counts', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'certificate-'));
+    const file = join(folder, 'ca.pem');
+    await writeFile(file, '');
+    const url = (own: string) => `${own}?sslmode=disable&sslrootcert=${file}`;
+    const system = await TestSystem.start({ workers: 0, api: (own) => ({ DATABASE_URL: url(own.DATABASE_URL!) }) });
+    try {
+      await rm(file);
+      // So many at once need more connections than there are.
+      await Promise.all(Array.from({ length: 30 }, () => system.create('quick')));
+      const { err } = await system.api.untilLogged(
+        'a certificate file of DATABASE_URL cannot be read; what it held before still counts',
+      );
+      expect(err).toMatchObject({ code: 'ENOENT' });
+    } finally {
+      await system.stop();
+      await rm(folder, { recursive: true });
+    }
   });
 });
 
