@@ -6,6 +6,8 @@ import { JobQueue } from '../job-queue';
 import { RepairRepository } from '../repair.repository';
 
 const PAGE = 1000;
+/** How many jobs are added to the queue at the same time: a hundred thousand must not take many minutes. */
+const ADDED_AT_ONCE = 50;
 /** A create takes no longer than this between its two writes. */
 const SETTLED_MS = 2000;
 /** Longest pass. This worker's next pass continues where it ended. */
@@ -57,8 +59,7 @@ export class Reconciler {
   private async reconcile(): Promise<void> {
     try {
       await this.repository.exclusively(async () => {
-        await this.confirmLost();
-        await this.repairQueue(performance.now() + PASS_LIMIT_MS);
+        await this.repair(performance.now() + PASS_LIMIT_MS);
         await this.repository.forgetOldWorkers();
       }, LOCK_LIMIT_MS);
     } catch (error) {
@@ -66,14 +67,10 @@ export class Reconciler {
     }
   }
 
-  private async confirmLost(): Promise<void> {
-    for (const { jobId, runId } of await this.repository.confirmLost(this.settings.WORKER_LOST_MS)) {
-      this.repaired('worker_lost', jobId, runId);
-    }
-  }
-
-  private async repairQueue(until: number): Promise<void> {
+  private async repair(until: number): Promise<void> {
     while (!this.stopped && performance.now() < until) {
+      // For each page, because there may be many, and a stop that is not confirmed is worth an alert.
+      await this.confirmLost();
       const page = await this.repository.findDependingOnQueue(
         this.after,
         PAGE,
@@ -86,21 +83,34 @@ export class Reconciler {
       if (lost.length > 0) await this.repository.requeueLost(lost, this.settings.WORKER_LOST_MS);
       // A job that was cancelled since the page was read has been taken out of the queue, and is not missing.
       const queued = await this.repository.queuedAmong([...missing]);
-      const added: string[] = [];
-      for (const { jobId, runId } of unknown) {
-        if (this.stopped || performance.now() > until) break;
-        if (!queued.has(jobId)) continue;
-        await this.queue.addAgain(jobId);
-        added.push(jobId);
-        this.repaired(runId ? 'requeued' : 'added', jobId, runId);
-      }
-      await this.takeBack(added, until);
+      const due = unknown.filter(({ jobId }) => queued.has(jobId));
+      await this.takeBack(await this.add(due, until), until);
       // Part of this page may be left, so it is read once more.
       if (performance.now() > until) return;
       const last = page.length === PAGE ? page.at(-1) : undefined;
       this.after = last?.jobId ?? '';
       if (!last) return;
     }
+  }
+
+  private async confirmLost(): Promise<void> {
+    for (const { jobId, runId } of await this.repository.confirmLost(this.settings.WORKER_LOST_MS)) {
+      this.repaired('worker_lost', jobId, runId);
+    }
+  }
+
+  /** Adds the jobs, and returns the ids of those for which there was time. */
+  private async add(jobs: { jobId: string; runId: string | null }[], until: number): Promise<string[]> {
+    const added: string[] = [];
+    while (added.length < jobs.length && !this.stopped && performance.now() < until) {
+      const some = jobs.slice(added.length, added.length + ADDED_AT_ONCE);
+      await Promise.all(some.map(({ jobId }) => this.queue.addAgain(jobId)));
+      for (const { jobId, runId } of some) {
+        added.push(jobId);
+        this.repaired(runId ? 'requeued' : 'added', jobId, runId);
+      }
+    }
+    return added;
   }
 
   /**
