@@ -189,7 +189,7 @@ describe('a worker that the system gives no process', () => {
     // The worker starts its processes with this program, which can be taken away.
     const NODE_OPTIONS = `--import="data:text/javascript,process.execPath='${node}'"`;
     system = await TestSystem.start({
-      settings: { ...IMPATIENT, RETRY_BACKOFF_MS: '3000' },
+      settings: { ...IMPATIENT, WORKER_CONCURRENCY: '4' },
       worker: () => ({ NODE_OPTIONS }),
     });
   });
@@ -198,13 +198,28 @@ describe('a worker that the system gives no process', () => {
     await rm(folder, { recursive: true });
   });
 
-  it('tries a job again later, which has an attempt less', async () => {
+  const notStarted = (jobId?: string) =>
+    system.workers[0]!.logs.filter((line) => line.outcome === 'not_started' && (!jobId || line.jobId === jobId));
+
+  it('tries a job again, as often as it takes, and that is no attempt', async () => {
     await unlink(node);
     const { id } = await system.create('quick');
-    expect(await system.workers[0]!.untilLogged('run ended', id)).toMatchObject({ outcome: 'retry' });
+    await eventually('it has failed more often than a job may', () => notStarted(id).length > 3);
     await symlink(process.execPath, node);
     expect((await system.untilStatus(id, 'completed', 'failed')).status).toBe('completed');
-    expect((await system.row(id)).attempt).toBe(2);
+    expect((await system.row(id)).attempt).toBe(1);
+  });
+
+  it('leaves the jobs to a worker that has processes for them', async () => {
+    await unlink(node);
+    const began = performance.now();
+    const jobs = await Promise.all(Array.from({ length: 20 }, () => system.create('quick')));
+    await eventually('it has failed', () => notStarted().length > 0);
+    await system.startWorker({ NODE_OPTIONS: '' });
+    for (const { id } of jobs) expect((await system.untilStatus(id, 'completed', 'failed')).status).toBe('completed');
+    // Each of its four places is taken for two seconds by a job that could not begin.
+    const turns = 1 + (performance.now() - began) / 2000;
+    expect(notStarted().length).toBeLessThanOrEqual(4 * turns);
   });
 
   it('goes on trying to start a watchdog', async () => {

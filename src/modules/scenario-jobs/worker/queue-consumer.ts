@@ -9,7 +9,7 @@ import { QUEUE_NAME } from '../job-queue';
 import { atMostEvery } from './at-most-every';
 import { type Outcome, RunJob } from './run-job';
 
-/** How soon a job that could not begin is tried again: another run has it, or Postgres could not be asked. */
+/** How soon a job that could not begin is tried again. */
 const NOT_BEGUN_DELAY_MS = 2000;
 const QUEUE_RETRY_MS = 1000;
 const CLOSE_LIMIT_MS = 3000;
@@ -35,7 +35,7 @@ class PatientWorker extends Worker {
 export class QueueConsumer {
   private worker: Worker | undefined;
   private connection: RedisConnection | undefined;
-  private paused = false;
+  private readonly pausing = new AbortController();
   private readonly warn = atMostEvery<Error>(WARN_EVERY_MS, (error) =>
     this.logger.warn({ err: error }, 'queue error, will try again'),
   );
@@ -84,9 +84,13 @@ export class QueueConsumer {
     return this.worker;
   }
 
+  private get paused(): boolean {
+    return this.pausing.signal.aborted;
+  }
+
   /** Takes no further jobs; running ones go on. */
   async pause(): Promise<void> {
-    this.paused = true;
+    this.pausing.abort();
     await this.worker?.pause(true);
   }
 
@@ -110,7 +114,7 @@ export class QueueConsumer {
       outcome = await this.runJob.run(jobId);
     } catch (error) {
       this.logger.error({ err: error, jobId }, 'run could not be carried through, will try again');
-      outcome = { kind: 'retry', delayMs: NOT_BEGUN_DELAY_MS };
+      return this.deliverAgainLater(job, token);
     }
     switch (outcome.kind) {
       case 'refused':
@@ -125,9 +129,20 @@ export class QueueConsumer {
         return this.deliverAgain(job, token, outcome.delayMs);
       case 'interrupted':
         return this.deliverAgain(job, token, 0);
+      case 'not_started':
+        return this.deliverAgainLater(job, token);
       default:
         outcome satisfies never;
     }
+  }
+
+  /**
+   * Delivers the job again after a while in which its place here stays taken. A worker that can begin nothing would else
+   * always be free, and take every job from the workers that can.
+   */
+  private async deliverAgainLater(job: Job, token: string): Promise<never> {
+    await sleep(NOT_BEGUN_DELAY_MS, undefined, { signal: this.pausing.signal }).catch(() => undefined);
+    return this.deliverAgain(job, token, 0);
   }
 
   private async deliverAgain(job: Job, token: string, delayMs: number): Promise<never> {

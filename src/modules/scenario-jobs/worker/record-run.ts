@@ -22,7 +22,9 @@ export type Recorded =
   /** An error that may pass: the job is queued again, to run after the delay. */
   | { kind: 'retry'; delayMs: number }
   /** Cut short through no fault of the job, which is queued again. */
-  | { kind: 'interrupted' };
+  | { kind: 'interrupted' }
+  /** No process could be started for the task: the job is queued again. */
+  | { kind: 'not_started' };
 
 /** Why a run did not end by itself. `frozen`: this worker was frozen, and its watchdog has ended the task. */
 type Reason = StopReason | 'frozen';
@@ -72,7 +74,8 @@ export class RecordRun {
     const refused = outcome.kind === 'cancelled' || outcome.kind === 'superseded';
     if (refused && !reason) this.metrics.lateResults.inc();
     const { kind, ...details } = outcome;
-    logger[kind === 'failed' ? 'warn' : 'info']({ from: 'processing', outcome: kind, ...details }, 'run ended');
+    const isFault = kind === 'failed' || kind === 'not_started';
+    logger[isFault ? 'warn' : 'info']({ from: 'processing', outcome: kind, ...details }, 'run ended');
     return outcome;
   }
 
@@ -111,8 +114,8 @@ export class RecordRun {
       }
       case 'threw':
         return end.error.retryable ? this.retry(run, job, end.error) : this.fail(run, end.error);
-      case 'not started':
-        return this.retry(run, job, { code: 'TASK_CRASHED', message: 'The task could not be started' });
+      case 'not started': // No attempt: nothing of the job has been tried yet.
+        return (await this.repository.requeue(run, { countsAsAttempt: false })) ? { kind: 'not_started' } : undefined;
       case 'exited': {
         const error = describeExit(end, this.settings.TASK_MEMORY_MB);
         return FROM_OUTSIDE.has(end.signal) ? this.retry(run, job, error) : this.fail(run, error);
