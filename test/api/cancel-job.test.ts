@@ -92,6 +92,9 @@ describe('DELETE of a queued job', () => {
       expect(await system.cancel(id)).toMatchObject({ status: 503, body: { error: { code: 'service_unavailable' } } });
     });
     expect(await system.api.untilLogged('row locked', id)).toMatchObject({ level: 'warn' });
+    expect(await system.api.metrics()).toMatch(
+      /^scenario_jobs_cancel_requests_total\{from="none",outcome="locked"\} [1-9]/m,
+    );
     expect((await system.cancel(id)).status).toBe(200);
   });
 

@@ -313,6 +313,35 @@ describe('the log', () => {
     await system.untilStopped(job.id);
   });
 
+  it('says of every request for a job which one it was, and whose', async () => {
+    const body = { user_email: 'ada@example.com', prompt: 'cooperative', request_id: 'logged' };
+    const { id } = (await system.request('POST', '', { body })).body;
+    await system.request('POST', '', { body });
+    await system.get(id);
+    await system.cancel(id);
+    await system.cancel(id);
+    const lines = [
+      { status: 201, outcome: 'created' },
+      { status: 200, outcome: 'existing' },
+      { status: 200, method: 'GET' },
+      { status: 200, outcome: 'cancelled' },
+      { status: 400, error: 'job_not_cancellable' },
+    ];
+    const whose = { workspaceId: system.workspace.id, keyId: system.keyId };
+    expect((await system.apiLog()).filter(({ jobId, msg }) => jobId === id && msg === 'request')).toEqual(
+      expect.arrayContaining(lines.map((line): unknown => expect.objectContaining({ ...line, ...whose }))),
+    );
+  });
+
+  it('has no lines about probes, nor any other of a lower level than LOG_LEVEL', async () => {
+    const api = await ServiceProcess.start('main.api.js', { ...system.settings, LOG_LEVEL: 'info' });
+    for (const path of ['/livez', '/readyz', '/metrics', '/nothing']) await fetch(`${api.url}${path}`);
+    await api.stop();
+    await api.untilLogged('shut down');
+    expect(api.logs.filter(({ msg }) => msg === 'request')).toEqual([expect.objectContaining({ status: 404 })]);
+    expect(api.logs.map(({ level }) => level)).not.toContain('debug');
+  });
+
   it('has one for a request whose caller has gone, for what was done is done', async () => {
     const { job } = await system.createRunning('cooperative');
     const locker = await system.pool.connect();
@@ -380,7 +409,9 @@ describe('the log', () => {
       await system.pool.query('ALTER TABLE scenarios DROP CONSTRAINT refuse');
     }
     const logs = [await system.apiLog(), system.workers[0]!.logs].map((log) => JSON.stringify(log));
-    expect(logs[0]).toMatch(/r-refused/);
+    expect(system.api.logs).toContainEqual(
+      expect.objectContaining({ msg: 'request', requestId: 'r-refused', level: 'error', status: 500 }),
+    );
     for (const log of logs) expect(log).not.toMatch(/private|Quick scenario|persona/);
   });
 });
@@ -399,6 +430,7 @@ describe('metrics and health', () => {
     const [api, worker] = await Promise.all([system.api, system.workers[0]!].map((one) => one.metrics()));
     expect(api).toMatch(/scenario_jobs_cancel_requests_total\{from="processing",outcome="cancelled"\} [1-9]/);
     expect(api).toMatch(/scenario_jobs_doorbells_total\{outcome="heard"\} [1-9]/);
+    expect(api).toMatch(/scenario_jobs_finished_total\{status="cancelled"\} [1-9]/);
     expect(api).toMatch(/scenario_jobs_unfinished\{status="queued"\} \d/);
     expect(api).toMatch(/scenario_jobs_stops_unconfirmed 0/);
     expect(api).toMatch(
@@ -406,6 +438,8 @@ describe('metrics and health', () => {
     );
     expect(worker).toMatch(/scenario_jobs_cancel_signal_seconds_count\{source="(doorbell|poll)"\} [1-9]/);
     expect(worker).toMatch(/scenario_jobs_cancel_stop_seconds_count\{how="graceful"\} [1-9]/);
+    expect(worker).toMatch(/^scenario_jobs_wait_seconds_count [1-9]/m);
+    expect(worker).toMatch(/scenario_jobs_run_seconds_count\{outcome="cancelled"\} [1-9]/);
     // Without a result, no result came too late.
     expect(worker).toMatch(/scenario_jobs_late_results_refused_total 0/);
     await noRunIsInProgress();
