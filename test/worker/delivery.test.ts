@@ -57,6 +57,7 @@ describe('a worker learns of a cancel whose message is lost', () => {
     const began = performance.now();
     expect((await system.cancel(job.id)).status).toBe(200);
     await system.api.untilLogged(UNDELIVERED, job.id);
+    expect(await system.api.metrics()).toMatch(/^scenario_jobs_doorbells_total\{outcome="failed"\} 1$/m);
     await system.untilStopped(job.id);
     expect((await stoppingOf(system, job.id)).source).toBe('poll');
     // The metric holds this one cancel, in seconds.
