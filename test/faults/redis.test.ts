@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { eventually } from '../support/eventually';
 import { type OwnRedis } from '../support/own-redis';
+import { type ServiceProcess } from '../support/service-process';
 import { TcpProxy } from '../support/tcp-proxy';
 import { groupIsAlive, NO_POLL, TestSystem } from '../support/test-system';
 import { startWithOwnRedis } from '../support/with-own-redis';
@@ -134,9 +135,13 @@ describe('Redis itself', () => {
     await redis.stop();
   });
 
-  it('is away: both processes are ready all the same, and say so', async () => {
+  it('is away: both processes are ready all the same, and say so, in the log once', async () => {
+    const processes = [system.api, system.workers[0]!];
+    const linesOf = ({ logs }: ServiceProcess, ...messages: string[]) =>
+      logs.filter(({ msg, purpose = 'commands' }) => messages.includes(msg!) && purpose === 'commands').length;
     await redis.end();
-    for (const { url } of [system.api, system.workers[0]!]) {
+    for (const one of processes) {
+      const { url } = one;
       // The worker's first query to Postgres can take longer than its health check waits for an answer.
       const ready = await eventually('Redis is down, and nothing else', async () => {
         const response = await fetch(`${url}/readyz`);
@@ -144,8 +149,16 @@ describe('Redis itself', () => {
         return body.postgres === 'up' && body.redis === 'down' && { status: response.status, body };
       });
       expect(ready).toMatchObject({ status: 200, body: { status: 'degraded' } });
+      for (let times = 0; times < 3; times++) await fetch(`${url}/readyz`);
     }
     await redis.launch();
+    for (const one of processes) {
+      await eventually('Redis is up', async () => (await (await fetch(`${one.url}/readyz`)).text()).includes('"ok"'));
+      await one.untilLogged('server is up again');
+      const faults = one.logs.filter(({ msg, server }) => msg === 'server is down' && server === 'redis');
+      expect(new Set(faults.map(({ err }) => (err as Error).message)).size).toBe(faults.length);
+      expect(linesOf(one, 'redis connection lost', 'redis connection is back')).toBe(2);
+    }
   });
 
   it.each([
