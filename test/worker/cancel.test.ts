@@ -7,7 +7,9 @@ import { groupIsAlive, IMPATIENT, isAlive, NO_POLL, TestSystem } from '../suppor
 describe('cancelling a job', () => {
   let system: TestSystem;
   beforeAll(async () => {
-    system = await TestSystem.start({ settings: { ...IMPATIENT, WORKER_CONCURRENCY: '8' } });
+    system = await TestSystem.start({
+      settings: { ...IMPATIENT, WORKER_CONCURRENCY: '8', SCENARIO_DOMAIN: 'studio.example' },
+    });
   });
   afterAll(() => system.stop());
 
@@ -18,7 +20,7 @@ describe('cancelling a job', () => {
       id: expect.stringMatching(/^[a-z0-9]{12}$/),
       name: 'Quick scenario',
       url: expect.stringMatching(
-        new RegExp(`^https://${system.workspace.slug}\\.app\\.exec\\.com/scenarios/quick-scenario`),
+        new RegExp(`^https://${system.workspace.slug}\\.studio\\.example/scenarios/quick-scenario`),
       ),
     });
     expect(job.duration_seconds).toBeCloseTo((Date.parse(job.completed_at!) - Date.parse(job.started_at!)) / 1000, 3);
