@@ -126,6 +126,21 @@ describe('POST of a job', () => {
       'invalid_field',
       'request_id must be at most 255 characters',
     ],
+    ['an empty scenario_slug', { ...good, scenario_slug: '' }, 'invalid_field', 'scenario_slug must not be empty'],
+    [
+      'a long scenario_slug',
+      { ...good, scenario_slug: 'x'.repeat(256) },
+      'invalid_field',
+      'scenario_slug must be at most 255 characters',
+    ],
+    ['a context that is an object', { ...good, context: {} }, 'invalid_field', 'context must be a string'],
+    [
+      'a scenario_slug that is a list',
+      { ...good, scenario_slug: [] },
+      'invalid_field',
+      'scenario_slug must be a string',
+    ],
+    ['a request_id that is a number', { ...good, request_id: 1 }, 'invalid_field', 'request_id must be a string'],
     ['an empty request_id', { ...good, request_id: '' }, 'invalid_field', 'request_id must not be empty'],
     ['a NUL', { ...good, prompt: 'a\0b' }, 'invalid_field', 'prompt must be valid Unicode text without NUL characters'],
     [
@@ -216,13 +231,21 @@ describe('POST of a job', () => {
   });
 
   it.each([
-    ['gzip, chunked', { status: 415, body: { error: { code: 'unsupported_media_type' } } }],
-    ['Chunked', { status: 201, body: { status: 'queued' } }],
-  ])('knows of the transfer coding %s whether it can read it', async (coding, expected) => {
+    ['Transfer-Encoding: gzip, chunked', { status: 415, body: { error: { code: 'unsupported_media_type' } } }],
+    ['Transfer-Encoding: Chunked', { status: 201, body: { status: 'queued' } }],
+    [
+      'Transfer-Encoding: chunked\r\nContent-Encoding: br',
+      { status: 415, body: { error: { code: 'unsupported_media_type' } } },
+    ],
+    [
+      'Transfer-Encoding: chunked\r\nContent-Type: application/json',
+      { status: 415, body: { error: { code: 'unsupported_media_type' } } },
+    ],
+  ])('knows from the headers whether it can read a body: %j', async (headers, expected) => {
     const body = JSON.stringify(good);
     const head =
       `POST /rest/v1/scenario-studio/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${system.key}\r\n` +
-      `Content-Type: application/json\r\nTransfer-Encoding: ${coding}\r\nConnection: close\r\n\r\n`;
+      `Content-Type: application/json\r\n${headers}\r\nConnection: close\r\n\r\n`;
     const answer = await rawHttp(system.api.url!, `${head}${body.length.toString(16)}\r\n${body}\r\n0\r\n\r\n`);
     expect(parseAnswer(answer)).toMatchObject(expected);
   });
