@@ -57,7 +57,7 @@ const emptyDatabase = async (options = '') => {
   await system.pool.query(`CREATE DATABASE ${name} ${options}`);
   return { name, DATABASE_URL: system.url.replace(/[^/]*$/, name) };
 };
-const newKey = (name: string, times: { expiresAt?: Date } = {}) =>
+const newKey = (name: string, times: { expiresAt?: Date; revokedAt?: Date } = {}) =>
   system.createKey(system.workspace.id, { name, ...times });
 const inHours = (hours: number) => new Date(Date.now() + hours * HOUR_MS);
 
@@ -74,6 +74,30 @@ describe('api-key', () => {
     const listed = keys('list');
     expect(listed.out).not.toContain(out.slice(10));
     expect(listed.out).toMatch(/listed\tactive\tcreated \S+\texpires \S+/);
+  });
+
+  it('list shows the state of each key, those of a workspace together and the oldest first', async () => {
+    const { workspace } = await system.createWorkspace('states');
+    for (const [name, times] of [
+      ['revoked', { expiresAt: inHours(-1), revokedAt: new Date() }],
+      ['expired', { expiresAt: inHours(-1) }],
+      ['good', { expiresAt: inHours(1) }],
+    ] as const) {
+      await system.createKey(workspace.id, { name, ...times });
+    }
+    await system.createWorkspace('another');
+    const states = (...args: string[]) => {
+      const lines = keys('list', ...args)
+        .out.split('\n')
+        .map((line) => line.split('\t').slice(1, 4).join(' '));
+      return lines.filter((line) => /^(states|another) /.test(line));
+    };
+    const ended = ['states revoked revoked', 'states expired expired'];
+    expect(states()).toEqual(['another test active', 'states test active', ...ended, 'states good active']);
+    await system.pool.query('UPDATE workspaces SET active = false WHERE id = $1', [workspace.id]);
+    const inactive = ['test', 'good'].map((name) => `states ${name} workspace inactive`);
+    expect(states('--workspace', 'states')).toEqual([inactive[0], ...ended, inactive[1]]);
+    expect(keys('list', '--workspace', 'nobody')).toEqual({ status: 0, out: '', err: 'No keys' });
   });
 
   it.each([
@@ -170,11 +194,13 @@ describe('api-key', () => {
     expect((await named('short')).map(({ expires }) => expires)).toEqual([Number(ends), Number(ends)]);
   });
 
-  it('rotate refuses a revoked key', async () => {
-    const { keyId: id } = await newKey('ended');
-    keys('revoke', id);
-    expect(keys('rotate', id, '--overlap', '1h')).toMatchObject({ status: 1, out: '' });
-    expect(await named('ended')).toHaveLength(1);
+  it.each([
+    ['revoked', { revokedAt: new Date() }],
+    ['expired', { expiresAt: inHours(-1) }],
+  ])('rotate refuses a key that is %s', async (name, times) => {
+    const { keyId: id } = await newKey(`was ${name}`, times);
+    expect(keys('rotate', id, '--overlap', '1h', '--expires', '90d')).toMatchObject({ status: 1, out: '' });
+    expect(await named(`was ${name}`)).toHaveLength(1);
   });
 
   it.each([
@@ -357,6 +383,12 @@ describe('migrate', () => {
     const { status, err } = run('migrate', []);
     expect({ status, err }).toMatchObject({ status: 1, err: expect.stringContaining('was begun and not finished') });
     await finish('now()');
+    // But not one in which such a migration counts as rolled back, by `prisma migrate resolve`, and was applied later.
+    await system.pool.query(
+      `INSERT INTO _prisma_migrations (id, checksum, migration_name, rolled_back_at)
+       SELECT 'rolled back', checksum, migration_name, now() FROM _prisma_migrations LIMIT 1`,
+    );
+    expect(run('migrate', [])).toMatchObject({ status: 0 });
   });
 
   it('refuses a database whose migrations are not these', async () => {
