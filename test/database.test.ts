@@ -2,8 +2,10 @@ import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { PrismaPg } from '@prisma/adapter-pg';
+import { pino } from 'pino';
 import { ApiKeyRepository } from '../src/auth/api-key.repository';
 import { PrismaClient } from '../src/generated/prisma/client';
+import { Database } from '../src/infrastructure/database';
 import { isDatabaseUnavailable } from '../src/infrastructure/database-errors';
 import { newId } from '../src/infrastructure/ids';
 import { isTerminal, JOB_STATUSES, type JobStatus, TRANSITIONS } from '../src/modules/scenario-jobs/job-status';
@@ -194,6 +196,18 @@ describe('the database refuses', () => {
     await update(id, `stopped_at = now(), stopped_how = 'graceful'`);
     await expect(update(id, `stopped_how = 'killed'`)).rejects.toThrow(/can no longer change/);
   });
+});
+
+it('no more connections are made than DATABASE_POOL_SIZE says', async () => {
+  const database = new Database({ DATABASE_URL: own.url, DATABASE_POOL_SIZE: 3 }, pino({ level: 'silent' }));
+  const asked = Array.from(
+    { length: 20 },
+    () => database.$queryRaw<[{ pid: number }]>`
+    SELECT pg_backend_pid() AS pid FROM pg_sleep(0.1)`,
+  );
+  const pids = (await Promise.all(asked)).map(([{ pid }]) => pid);
+  expect(new Set(pids).size).toBeLessThanOrEqual(3);
+  await database.$disconnect();
 });
 
 describe('a connection that Postgres ends', () => {
