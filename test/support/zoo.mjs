@@ -64,6 +64,14 @@ const species = {
     });
     return sleep(2 ** 30, undefined, { signal });
   },
+  /** Stops when it is asked to, and has an exit handler that takes its time. */
+  thorough: (_input, { signal }) => {
+    process.on('exit', () => {
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2000);
+      say('everything is put away');
+    });
+    return sleep(2 ** 30, undefined, { signal });
+  },
   /** Stops when it is asked to, and fails to clean up. */
   untidy: async (_input, { signal }) => {
     await sleep(2 ** 30, undefined, { signal }).catch(() => undefined);
@@ -218,6 +226,8 @@ const species = {
   },
   /** Calls a port of this host on which nothing listens. */
   refused: (_input, { signal }) => fetch('http://localhost:2', { signal }),
+  /** The same, and whatever else it might call: the error names each failure, and has no code itself. */
+  refusedEverywhere: (_input, { signal }) => Promise.any([fetch('http://localhost:2', { signal })]),
   /** Waits for something for a millisecond only. */
   impatient: () => sleep(2 ** 30, undefined, { signal: AbortSignal.timeout(1) }),
   nothing: () => undefined,

@@ -139,6 +139,13 @@ describe('cancelling a job whose task stops when it is asked', () => {
     await system.untilTaskSays(job.id, 'last words');
   });
 
+  it('lets its exit handlers take their time, within its grace', async () => {
+    const { job } = await system.createRunning('thorough');
+    await system.cancel(job.id);
+    expect((await system.untilStopped(job.id)).stopped_how).toBe('graceful');
+    await system.untilTaskSays(job.id, 'everything is put away');
+  });
+
   it('runs its exit handlers once, and ends it at once even if one fails', async () => {
     const { job, pid } = await system.createRunning('careful');
     await system.cancel(job.id);

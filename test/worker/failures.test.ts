@@ -72,9 +72,13 @@ describe('a task that goes wrong', () => {
   it.each([
     ['flaky', 'GENERATION_ERROR'],
     ['throwsCode ECONNRESET', 'GENERATION_ERROR'],
+    ['throwsCode ENOTFOUND', 'GENERATION_ERROR'],
     ['refused', 'GENERATION_ERROR'],
+    ['refusedEverywhere', 'GENERATION_ERROR'],
     ['impatient', 'GENERATION_ERROR'],
     ['killItself SIGTERM', 'TASK_CRASHED'],
+    ['killItself SIGINT', 'TASK_CRASHED'],
+    ['killItself SIGHUP', 'TASK_CRASHED'],
   ])(
     '%s: is tried again while the error may pass, after waits that double, as often as MAX_ATTEMPTS says',
     async (species, code) => {
@@ -276,6 +280,13 @@ describe('another task module', () => {
     await system.startWorker({ SCENARIO_TASK: join(__dirname, '../../package.json') });
     const { id } = await system.create('quick');
     expect((await system.untilStatus(id, 'failed')).error?.code).toBe('TASK_NOT_LOADED');
+  });
+
+  it('that fails in a way that may pass is not tried again if MAX_ATTEMPTS is 1', async () => {
+    await system.startWorker({ MAX_ATTEMPTS: '1' });
+    const { id } = await system.create('flaky');
+    await system.untilStatus(id, 'failed');
+    expect((await system.row(id)).attempt).toBe(1);
   });
 
   it('that replaces the timers runs all the same', async () => {
