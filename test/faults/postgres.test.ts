@@ -153,12 +153,13 @@ describe('between a worker and Postgres', () => {
   });
 
   it('the answer to a result is lost: it is recorded once, and counts as what it was recorded as', async () => {
-    const { job } = await system.createRunning('slow 300');
-    await proxy.cutWhenSent('Slow scenario', 'answered');
+    const cut = proxy.cutWhenSent('Quick scenario', 'answered');
+    const { id } = await system.create('quick');
+    await cut;
     const worker = system.workers[0]!;
-    expect(await worker.untilLogged('run ended', job.id)).toMatchObject({ outcome: 'completed' });
-    expect(await system.row(job.id)).toMatchObject({ status: 'completed', attempt: 1 });
-    expect(await system.scenarioCount(job.id)).toBe(1);
+    expect(await worker.untilLogged('run ended', id)).toMatchObject({ outcome: 'completed' });
+    expect(await system.row(id)).toMatchObject({ status: 'completed', attempt: 1 });
+    expect(await system.scenarioCount(id)).toBe(1);
     const metrics = await worker.metrics();
     expect(metrics).toMatch(/^scenario_jobs_finished_total\{status="completed"\} 1$/m);
     expect(metrics).toMatch(/^scenario_jobs_late_results_refused_total 0$/m);
@@ -182,6 +183,7 @@ describe('between a worker and Postgres', () => {
     await cut;
     await system.untilStatus(id, 'completed');
     expect(await system.row(id)).toMatchObject({ attempt: 1 });
+    expect(await system.workers[0]!.metrics()).toMatch(/^scenario_jobs_repairs_total\{repair="orphan_requeued"\} 1$/m);
   });
 
   it('the answer to a claim comes after the cancel: its task is not begun', async () => {
@@ -221,6 +223,9 @@ describe('between a worker and Postgres, when the worker does not know what it h
       await system.untilStatus(id, 'processing');
       expect((await system.cancel(id)).status).toBe(200);
       expect(await system.untilStopped(id)).toMatchObject({ stopped_how: 'graceful', attempt: 1 });
+      const [worker] = system.workers;
+      await worker!.untilLogged('confirmed the stop of a run that this worker does not run', id);
+      expect(await worker!.metrics()).toMatch(/^scenario_jobs_repairs_total\{repair="orphan_confirmed"\} 1$/m);
     });
   });
 });
@@ -275,6 +280,30 @@ describe('a worker that starts while Postgres is away', () => {
       const { rowCount } = await system.pool.query('SELECT FROM workers WHERE started_at <= $1', [startedAt]);
       expect(rowCount).toBe(1);
     });
+  });
+});
+
+describe('a worker that cannot ask Postgres whether what it has claimed long ago must still run', () => {
+  it('does not begin it, and has it run again later', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'scenario-jobs-unasked-'));
+    const [node, begin] = [join(folder, 'node'), join(folder, 'begin')];
+    // With this program the worker starts its processes; they begin later than WATCHDOG_MS, and when they are told to.
+    const script = `sleep 1.1; until [ -e '${begin}' ]; do sleep 0.1; done; exec '${process.execPath}' "$@"`;
+    await writeFile(node, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+    const NODE_OPTIONS = `--import="data:text/javascript,process.execPath='${node}'"`;
+    await whileBehindProxy('worker', { WATCHDOG_MS: '1000', NODE_OPTIONS }, {}, async ({ proxy, system }) => {
+      const { id } = await system.create('quick');
+      const [worker] = system.workers;
+      await worker!.untilLogged('run began', id);
+      await proxy.refuse();
+      await writeFile(begin, '');
+      await worker!.untilLogged('could not ask whether the job must still run', id);
+      await proxy.accept();
+      expect(await worker!.untilLogged('run ended', id)).toMatchObject({ outcome: 'interrupted' });
+      await system.untilStatus(id, 'completed');
+      expect((await system.row(id)).attempt).toBe(1);
+    });
+    await rm(folder, { recursive: true });
   });
 });
 
