@@ -134,6 +134,19 @@ describe('a worker learns of a cancel whose message is lost', () => {
   });
 });
 
+describe('a worker whose clock is an hour behind', () => {
+  it('has learned of no cancel before it happened, by its metrics', async () => {
+    const NODE_OPTIONS = '--import=data:text/javascript,const%20now=Date.now;Date.now=()=>now()-3600000';
+    const system = await TestSystem.start({ settings: NO_POLL, worker: () => ({ NODE_OPTIONS }) });
+    const { job } = await system.createRunning('cooperative');
+    await system.cancel(job.id);
+    await system.untilStopped(job.id);
+    expect((await stoppingOf(system, job.id)).source).toBe('doorbell');
+    expect(await system.workers[0]!.observed('scenario_jobs_cancel_signal_seconds')).toBe(0);
+    await system.stop();
+  });
+});
+
 describe('a worker that is sent messages', () => {
   let system: TestSystem;
   afterEach(() => system.stop());
