@@ -43,8 +43,10 @@ describe('when a worker is lost', () => {
     expect((await system.cancel(job.id)).status).toBe(200);
     system.workers[0]!.signal('SIGKILL');
     await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
-    await system.startWorker();
+    const worker = await system.startWorker();
     expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'worker_lost' });
+    expect(await worker.untilLogged('reconciler repaired a job', job.id)).toMatchObject({ repair: 'worker_lost' });
+    expect(await worker.metrics()).toMatch(/^scenario_jobs_repairs_total\{repair="worker_lost"\} 1$/m);
   });
 
   it('frozen: its cancelled task, which never yields, is dead before the worker thaws', async () => {
@@ -106,9 +108,12 @@ describe('when a worker is lost', () => {
     ['frozen', 'SIGSTOP'],
   ])('its watchdog is %s: it starts another, which knows the running tasks', async (_what, signal) => {
     const { pid } = await system.createRunning('spin');
+    const bystander = await system.startWorker();
     const watchdog = await watchdogOf(system.workers[0]!.pid);
     process.kill(watchdog, signal);
     await system.workers[0]!.untilLogged('watchdog ended, starting another');
+    // Nobody takes a watchdog for frozen that answers, however long that takes.
+    expect(bystander.logged('watchdog ended, starting another')).toBeUndefined();
     const next = await eventually('another watchdog', async () => {
       const found = await watchdogOf(system.workers[0]!.pid);
       return found !== watchdog && found;
@@ -208,6 +213,8 @@ describe('a worker that the system gives no process', () => {
     await symlink(process.execPath, node);
     expect((await system.untilStatus(id, 'completed', 'failed')).status).toBe('completed');
     expect((await system.row(id)).attempt).toBe(1);
+    // It has waited once; what it waited for its later runs is no part of that.
+    expect(await system.workers[0]!.metrics()).toMatch(/^scenario_jobs_wait_seconds_count 1$/m);
   });
 
   it('leaves the jobs to a worker that has processes for them', async () => {

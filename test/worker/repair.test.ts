@@ -74,9 +74,10 @@ describe('what the queue forgets, the rows know', () => {
     const { job } = await system.createRunning('slow 1000');
     system.workers[0]!.signal('SIGKILL');
     await system.redis.flushall();
-    await system.startWorker({ ...SOON_LOST, LOCK_MS: '60000' });
+    const worker = await system.startWorker({ ...SOON_LOST, LOCK_MS: '60000' });
     expect((await system.untilStatus(job.id, 'completed')).status).toBe('completed');
     expect((await system.row(job.id)).attempt).toBe(2);
+    expect(await worker.metrics()).toMatch(/^scenario_jobs_repairs_total\{repair="requeued"\} 1$/m);
   });
 
   it('a row that somebody has locked keeps no other job from its repair', async () => {
