@@ -184,6 +184,44 @@ describe('a worker that starts', () => {
   });
   afterAll(() => system.stop());
 
+  it('shows the metrics that alerts are made of before there is anything to count, as its api does', async () => {
+    const worker = await system.startWorker();
+    const zero = (metrics: string) => [...metrics.matchAll(/^(scenario_jobs_\w+\{.*"\}) 0$/gm)].map(([, name]) => name);
+    const counters = (name: string, label: string, ...values: string[]) =>
+      values.map((value) => `scenario_jobs_${name}{${label}="${value}"}`);
+    expect(zero(await system.api.metrics())).toEqual(
+      expect.arrayContaining([
+        ...counters('doorbells_total', 'outcome', 'heard', 'unheard', 'failed'),
+        ...counters('finished_total', 'status', 'cancelled'),
+      ]),
+    );
+    expect(zero(await worker.metrics())).toEqual(
+      expect.arrayContaining([
+        ...counters('cancel_signal_seconds_count', 'source', 'doorbell', 'poll', 'resubscribe'),
+        ...counters('finished_total', 'status', 'completed', 'failed'),
+        ...counters(
+          'repairs_total',
+          'repair',
+          'added',
+          'requeued',
+          'worker_lost',
+          'orphan_requeued',
+          'orphan_confirmed',
+        ),
+      ]),
+    );
+    await worker.stop();
+  });
+
+  it('says when it cannot see the processes of the system', async () => {
+    const NODE_OPTIONS = `--import="data:text/javascript,import fs from 'node:fs';fs.readlinkSync=()=>{throw new Error()}"`;
+    const worker = await system.startWorker({ NODE_OPTIONS });
+    await worker.untilLogged(
+      '/proc is missing, or that of another PID namespace: what leaves the group of its task lives on',
+    );
+    await worker.stop();
+  });
+
   it('says when it counts as lost too soon', async () => {
     const settings = { STOP_ACK_MS: '1000', STOP_GRACE_MS: '5000' };
     const patient = await system.startWorker(settings);
