@@ -294,6 +294,20 @@ describe('a watchdog', () => {
     await eventually('every task has ended', () => tasks.every(hasEnded));
   });
 
+  it.each(['SIGINT', 'SIGTERM', 'SIGHUP'] as const)('does not end before its worker does: %s', async (signal) => {
+    start(1);
+    watchdog.send({ kind: 'heartbeat' });
+    await once(watchdog, 'message');
+    watchdog.kill(signal);
+    // What comes behind the signal is answered as before.
+    watchdog.send({ kind: 'heartbeat' });
+    await Promise.race([once(watchdog, 'message'), once(watchdog, 'exit')]);
+    expect(hasEnded(watchdog)).toBe(false);
+    watchdog.disconnect();
+    await eventually('the watchdog has ended', () => hasEnded(watchdog));
+    await eventually('the task has ended', () => tasks.every(hasEnded));
+  });
+
   it('leaves alone what it was told to forget', async () => {
     start(2);
     tell('forget', 0);
