@@ -181,13 +181,17 @@ describe('whoever writes first wins, and the other learns of it', () => {
     await queue.onApplicationShutdown();
   });
 
-  it('the reconciler against a job that waits for its next try: that is in the queue', async () => {
+  it('the reconciler against a job that is in the queue, wherever it is there', async () => {
     const settings = { ...parseSettings(system.settings), ...NO_WORKER };
     const queue = new JobQueue(settings, pino({ level: 'silent' }));
     await connected(queue);
     const dueIn = (ms: number) => (Date.now() + ms) * 4096;
     await system.redis.zadd('{nobody}:scenario-jobs:delayed', dueIn(60_000), 'soon', dueIn(3_600_000), 'late');
-    expect(await queue.missing(['soon', 'late', 'nowhere'])).toEqual(['late', 'nowhere']);
+    await system.redis.zadd('{nobody}:scenario-jobs:prioritized', 1, 'next');
+    // BullMQ puts a job whose lock has expired into `wait`.
+    const lists = ['active', 'wait', 'paused'];
+    for (const list of lists) await system.redis.rpush(`{nobody}:scenario-jobs:${list}`, list);
+    expect(await queue.missing(['soon', 'late', 'next', ...lists, 'nowhere'])).toEqual(['late', 'nowhere']);
     await queue.onApplicationShutdown();
   });
 
