@@ -83,6 +83,7 @@ describe('between the service and Redis', () => {
     await proxy.refuse();
     await eventually('its lock is lost', async () => (await system.redis.exists(lockOf(system, job.id))) === 0);
     await proxy.accept();
+    await system.workers[0]!.untilLogged('the lock of a job has expired, so the job is delivered again', job.id);
     await system.workers[0]!.untilLogged('run refused: the job is run by a worker that lives', job.id);
     expect((await system.cancel(job.id)).status).toBe(200);
     expect(await system.untilStopped(job.id)).toMatchObject({ attempt: 1, stopped_how: 'graceful' });
