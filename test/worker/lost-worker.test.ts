@@ -107,19 +107,17 @@ describe('when a worker is lost', () => {
     ['gone', 'SIGKILL'],
     ['frozen', 'SIGSTOP'],
   ])('its watchdog is %s: it starts another, which knows the running tasks', async (_what, signal) => {
+    const [older] = system.workers;
+    await system.createRunning('cooperative');
+    const worker = await system.startWorker();
     const { pid } = await system.createRunning('spin');
-    const bystander = await system.startWorker();
-    const watchdog = await watchdogOf(system.workers[0]!.pid);
+    const watchdog = await watchdogOf(worker.pid);
     process.kill(watchdog, signal);
-    await system.workers[0]!.untilLogged('watchdog ended, starting another');
-    // Nobody takes a watchdog for frozen that answers, however long that takes.
-    expect(bystander.logged('watchdog ended, starting another')).toBeUndefined();
-    const next = await eventually('another watchdog', async () => {
-      const found = await watchdogOf(system.workers[0]!.pid);
-      return found !== watchdog && found;
-    });
-    expect(next).not.toBe(watchdog);
-    system.workers[0]!.signal('SIGKILL');
+    await worker.untilLogged('watchdog ended, starting another');
+    // A watchdog that answers is not taken for frozen, however long it lives.
+    expect(older!.logged('watchdog ended, starting another')).toBeUndefined();
+    await eventually('another watchdog', async () => (await watchdogOf(worker.pid)) !== watchdog);
+    worker.signal('SIGKILL');
     await eventually('the task is dead', async () => !(await groupIsAlive(pid)));
   });
 });
