@@ -15,11 +15,13 @@ describe('a worker that is told to end', () => {
 
   it('lets its runs end, takes no further jobs, and takes back its sign of life', async () => {
     system = await TestSystem.start({ settings: { DRAIN_MS: '20000', WORKER_CONCURRENCY: '1' } });
-    const { job } = await system.createRunning('slow 1000');
+    const { job, finish } = await system.createPatient();
     const next = await system.create('quick');
     const signs = async () => (await system.pool.query('SELECT FROM workers')).rowCount;
     expect(await signs()).toBe(1);
     system.workers[0]!.signal('SIGTERM');
+    await system.workers[0]!.untilLogged('waiting for runs');
+    await finish();
     expect(await system.workers[0]!.ended()).toEqual({ code: null, signal: 'SIGTERM' });
     expect(await signs()).toBe(0);
     expect((await system.get(job.id)).status).toBe('completed');
@@ -199,6 +201,7 @@ describe('a worker that starts', () => {
       expect.arrayContaining([
         ...counters('cancel_signal_seconds_count', 'source', 'doorbell', 'poll', 'resubscribe'),
         ...counters('finished_total', 'status', 'completed', 'failed'),
+        ...counters('run_seconds_count', 'outcome', 'not_started'),
         ...counters(
           'repairs_total',
           'repair',

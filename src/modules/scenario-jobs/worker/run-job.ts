@@ -36,7 +36,10 @@ export class RunJob {
     @Inject(WORKER_ID) private readonly workerId: string,
     @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
     @Inject(LOGGER) private readonly logger: Logger,
-  ) {}
+  ) {
+    // An alert on the first of these needs the counter to have been zero before.
+    metrics.runSeconds.zero({ outcome: 'not_started' });
+  }
 
   async run(jobId: string): Promise<Outcome> {
     // The run is known here before Postgres knows it, so that a cancel that comes at once finds it.
