@@ -310,8 +310,9 @@ describe('a worker that cannot ask Postgres whether what it has claimed long ago
 describe('a worker that must stop its tasks, for it cannot ask Postgres', () => {
   it('keeps the result of a task that has ended before, and records it', async () => {
     await whileBehindProxy('worker', { BLIND_MS: '6000' }, {}, async ({ proxy, system }) => {
-      const { job } = await system.createRunning('slow 2000');
+      const { job, finish } = await system.createPatient();
       await proxy.refuse();
+      await finish();
       const [worker] = system.workers;
       await worker!.untilLogged('task ended', job.id);
       await eventually('it has been blind for too long', () =>
@@ -325,8 +326,9 @@ describe('a worker that must stop its tasks, for it cannot ask Postgres', () => 
 
   it('gives up a result that it cannot record for as long, and has the job run again', async () => {
     await whileBehindProxy('worker', { BLIND_MS: '2000' }, {}, async ({ proxy, system }) => {
-      const { job } = await system.createRunning('slow 1000');
+      const { job, finish } = await system.createPatient();
       await proxy.refuse();
+      await finish();
       const [worker] = system.workers;
       await worker!.untilLogged('run could not be carried through, will try again', job.id);
       await proxy.accept();
@@ -365,7 +367,7 @@ describe('Postgres itself', () => {
   );
 
   it('refuses the log-in: 503, a result waits, and as ever when it lets us in again', async () => {
-    const { job } = await system.createRunning('slow 1000');
+    const { job, finish } = await system.createPatient();
     const client = new Client({ connectionString: postgres.url });
     await client.connect();
     try {
@@ -375,6 +377,7 @@ describe('Postgres itself', () => {
       );
       await eventually('the api is refused', async () => (await system.cancel('j1o2b3i4d5x6')).status === 503);
       expectUnavailable(await system.cancel('j1o2b3i4d5x6'));
+      await finish();
       await system.workers[0]!.untilLogged('task ended', job.id);
     } finally {
       await client.query('ALTER ROLE CURRENT_USER LOGIN');

@@ -151,11 +151,13 @@ describe('Redis itself', () => {
       });
       expect(ready).toMatchObject({ status: 200, body: { status: 'degraded' } });
       for (let times = 0; times < 3; times++) await fetch(`${url}/readyz`);
+      await eventually('it is logged', () => linesOf(one, 'redis connection lost') > 0);
     }
     await redis.launch();
     for (const one of processes) {
       await eventually('Redis is up', async () => (await (await fetch(`${one.url}/readyz`)).text()).includes('"ok"'));
       await one.untilLogged('server is up again');
+      await eventually('it is logged', () => linesOf(one, 'redis connection is back') > 0);
       const faults = one.logs.filter(({ msg, server }) => msg === 'server is down' && server === 'redis');
       expect(new Set(faults.map(({ err }) => (err as Error).message)).size).toBe(faults.length);
       expect(linesOf(one, 'redis connection lost', 'redis connection is back')).toBe(2);

@@ -1,5 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
+import { rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Redis } from 'ioredis';
 import { livingMembers } from '../../src/modules/scenario-jobs/worker/process-tree';
@@ -69,6 +71,7 @@ export class TestSystem extends TestDatabase {
   api!: ServiceProcess;
   readonly settings: Record<string, string>;
   readonly redis: Redis;
+  private readonly files: string[] = [];
 
   private constructor(private readonly options: StartOptions) {
     const { redisUrl = process.env.TEST_REDIS_URL!, postgresUrl = process.env.TEST_POSTGRES_URL! } = options;
@@ -192,6 +195,13 @@ export class TestSystem extends TestDatabase {
     return { job, pid };
   }
 
+  /** The same for a job whose task goes on until `finish` is called, and then has a result. */
+  async createPatient() {
+    const file = join(tmpdir(), `scenario-jobs-${this.name}-${randomUUID()}`);
+    this.files.push(file);
+    return { ...(await this.createRunning(`patient ${file}`)), finish: () => writeFile(file, '') };
+  }
+
   /** How many entries the queue has for the job. */
   isQueued(jobId: string) {
     return this.redis.exists(`${this.settings.QUEUE_PREFIX}:scenario-jobs:${jobId}`);
@@ -202,6 +212,7 @@ export class TestSystem extends TestDatabase {
     await Promise.all(processes.map((one) => one.stop()));
     await this.close();
     this.redis.disconnect();
+    for (const file of this.files) await rm(file, { force: true });
     const began = this.workers
       .flatMap((worker) => worker.logs)
       // Without a process id there was no process.

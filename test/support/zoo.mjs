@@ -1,7 +1,7 @@
 // Every kind of task, chosen by the first word of the prompt: kind ones, rude ones, broken ones. Each first prints
 // "running" and its process id, so that a test knows that it has begun.
 import { spawn, spawnSync } from 'node:child_process';
-import { closeSync, readdirSync, readFileSync, readlinkSync, writeSync } from 'node:fs';
+import { closeSync, existsSync, readdirSync, readFileSync, readlinkSync, writeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 // Written at once, even by a task that never yields.
@@ -35,6 +35,11 @@ const species = {
   slow: async (_input, { signal }, ms) => {
     await sleep(Number(ms), undefined, { signal });
     return { name: 'Slow scenario' };
+  },
+  /** Makes a scenario once there is a file of this name. */
+  patient: async (_input, { signal }, file) => {
+    while (!existsSync(file)) await sleep(20, undefined, { signal });
+    return { name: 'Patient scenario' };
   },
   /** Stops when it is asked to. */
   cooperative: (_input, { signal }) => sleep(2 ** 30, undefined, { signal }),

@@ -73,10 +73,11 @@ describe('cancelling a job', () => {
   });
 
   it('leaves other jobs on the same worker alone', async () => {
-    const bystander = await system.createRunning('slow 3000');
+    const bystander = await system.createPatient();
     const { job } = await system.createRunning('stubbornSpin');
     await system.cancel(job.id);
     await system.untilStopped(job.id);
+    await bystander.finish();
     expect((await system.untilStatus(bystander.job.id, 'completed', 'failed')).status).toBe('completed');
   });
 

@@ -24,7 +24,7 @@ describe('a worker learns of a cancel', () => {
   });
 
   it('and believes no message that neither has the token of the run nor is confirmed by the row', async () => {
-    const { job } = await system.createRunning('slow 1500');
+    const { job, finish } = await system.createPatient();
     const row = await system.row(job.id);
     const channel = `${system.settings.QUEUE_PREFIX}:cancel:${row.worker_id}`;
     const forged = { runId: row.run_id, cancelledAt: Date.now() };
@@ -33,6 +33,7 @@ describe('a worker learns of a cancel', () => {
     for (const message of [...messages, '{"runId":{}}', 'null', '[]', 'not JSON', '']) {
       expect(await system.redis.publish(channel, message)).toBe(1);
     }
+    await finish();
     expect((await system.untilStatus(job.id, 'completed', 'failed', 'cancelled')).status).toBe('completed');
     expect((await system.row(job.id)).attempt).toBe(1);
   });
@@ -125,8 +126,9 @@ describe('a worker learns of a cancel whose message is lost', () => {
 
   it('too late to stop it: then the result is refused, and counted', async () => {
     system = await TestSystem.start({ settings: NO_POLL, api: await mute() });
-    const { job } = await system.createRunning('slow 1500');
+    const { job, finish } = await system.createPatient();
     expect((await system.cancel(job.id)).status).toBe(200);
+    await finish();
     expect(await system.untilStopped(job.id)).toMatchObject({ status: 'cancelled', stopped_how: 'graceful' });
     expect(await system.scenarioCount(job.id)).toBe(0);
     const metrics = await system.workers[0]!.metrics();
@@ -307,8 +309,9 @@ describe('a worker that begins a run while it asks which of its runs were cancel
       const held = proxy.holdAnswer('cancelledSeconds');
       await system.redis.publish(`${system.settings.QUEUE_PREFIX}:cancel:${rows[0]!.id}`, '');
       const pass = await held;
-      const { job } = await system.createRunning('slow 500');
+      const { job, finish } = await system.createPatient();
       pass();
+      await finish();
       await system.untilStatus(job.id, 'completed');
       expect((await system.row(job.id)).attempt).toBe(1);
     });

@@ -239,11 +239,12 @@ describe('a task that goes wrong, on a worker that waits little', () => {
     ['the same word', '{"kind":"acknowledged"}'],
   ])('does not keep others from ending by sending its worker %s, without end', async (_what, line) => {
     const babbler = await system.createRunning(`babbler ${line}`);
-    const bystander = await system.createRunning('slow 1000');
+    const bystander = await system.createPatient();
     const deaf = '… the task has sent too much that is no message, and is heard no more';
     await eventually('it is heard no more', () =>
       system.workers[0]!.logs.some((one) => one.jobId === babbler.job.id && one.line === deaf),
     );
+    await bystander.finish();
     await system.untilStatus(bystander.job.id, 'completed');
     expect((await system.row(bystander.job.id)).attempt).toBe(1);
     await system.cancel(babbler.job.id);

@@ -60,12 +60,13 @@ describe('when a worker is lost', () => {
   });
 
   it('frozen for longer than its lock: the job runs elsewhere, and what the first worker has counts for nothing', async () => {
-    const { job } = await system.createRunning('slow 2000');
+    const { job, finish } = await system.createPatient();
     system.workers[0]!.signal('SIGSTOP');
     const second = await system.startWorker();
     await eventually('the second worker has it', () => second.logged('run began', job.id));
     const { worker_id: owner } = await system.row(job.id);
     system.workers[0]!.signal('SIGCONT');
+    await finish();
     await system.untilStatus(job.id, 'completed');
     await eventually('the first run has ended', () => system.workers[0]!.logged('run ended', job.id));
     expect(system.workers[0]!.logged('run ended', job.id)).toMatchObject({ outcome: 'superseded' });
@@ -128,10 +129,11 @@ describe('when a worker is frozen for a moment', () => {
 
   it('for less than its lock: its task was ended, and the job is run again by itself', async () => {
     system = await TestSystem.start({ settings: { ...SOON, LOCK_MS: '60000', WORKER_LOST_MS: '60000' } });
-    const { job, pid } = await system.createRunning('slow 3000');
+    const { job, pid, finish } = await system.createPatient();
     system.workers[0]!.signal('SIGSTOP');
     await eventually('the watchdog ended the task', async () => !(await groupIsAlive(pid)));
     system.workers[0]!.signal('SIGCONT');
+    await finish();
     expect((await system.untilStatus(job.id, 'completed', 'failed')).status).toBe('completed');
     expect((await system.row(job.id)).attempt).toBe(2);
     await system.workers[0]!.untilLogged('this worker was frozen, and its watchdog has ended the task', job.id);
@@ -139,11 +141,14 @@ describe('when a worker is frozen for a moment', () => {
 
   it('while its task ends: a result that was there in time counts, although the time is over', async () => {
     system = await TestSystem.start({ settings: { TASK_TIMEOUT_MS: '6000', WATCHDOG_MS: '60000' } });
-    const { job, pid } = await system.createRunning('slow 1000');
-    system.workers[0]!.signal('SIGSTOP');
+    const { job, pid, finish } = await system.createPatient();
+    const [worker] = system.workers;
+    worker!.signal('SIGSTOP');
+    await eventually('it is frozen', () => isFrozen(worker!.pid));
+    await finish();
     await eventually('the task has ended', () => !isAlive(pid));
     await sleep(6500);
-    system.workers[0]!.signal('SIGCONT');
+    worker!.signal('SIGCONT');
     expect(await system.untilStatus(job.id, 'completed', 'failed')).toMatchObject({ status: 'completed' });
   });
 

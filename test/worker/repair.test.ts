@@ -24,7 +24,7 @@ describe('what the queue forgets, the rows know', () => {
   });
 
   it('Redis emptied while jobs wait and run: every job still ends, and the cancelled ones stay cancelled', async () => {
-    const running = await Promise.all([system.createRunning('slow 3000'), system.createRunning('cooperative')]);
+    const running = await Promise.all([system.createPatient(), system.createRunning('cooperative')]);
     const waiting = await Promise.all([1, 2, 3, 4, 5, 6].map(() => system.create('quick')));
     const cancelledBefore = waiting.slice(0, 2);
     for (const { id } of cancelledBefore) expect((await system.cancel(id)).status).toBe(200);
@@ -37,6 +37,7 @@ describe('what the queue forgets, the rows know', () => {
 
     for (const { id } of waiting.slice(4)) await system.untilStatus(id, 'completed');
     // A run goes on without the queue: its worker lives, and the row is all it needs.
+    await running[0].finish();
     await system.untilStatus(running[0].job.id, 'completed');
     expect((await system.row(running[0].job.id)).attempt).toBe(1);
     await system.untilStopped(running[1].job.id);
@@ -71,10 +72,11 @@ describe('what the queue forgets, the rows know', () => {
   });
 
   it('a run whose worker died together with Redis is begun again', async () => {
-    const { job } = await system.createRunning('slow 1000');
+    const { job, finish } = await system.createPatient();
     system.workers[0]!.signal('SIGKILL');
     await system.redis.flushall();
     const worker = await system.startWorker({ ...SOON_LOST, LOCK_MS: '60000' });
+    await finish();
     expect((await system.untilStatus(job.id, 'completed')).status).toBe('completed');
     expect((await system.row(job.id)).attempt).toBe(2);
     expect(await worker.metrics()).toMatch(/^scenario_jobs_repairs_total\{repair="requeued"\} 1$/m);
