@@ -3,8 +3,8 @@
  * imports next to nothing, because it is started anew for each run.
  *
  * It sends `ready`; its worker answers with `start`, with `stop`, or with `start` and later `stop`. It sends
- * `acknowledged` when its event loop reads the stop, `progress` and `uncaught` meanwhile, and `returned` or `threw` at
- * the end.
+ * `acknowledged` when its event loop reads the stop, `progress` and `uncaught` meanwhile, and `returned`, `threw` or
+ * `not loaded` at the end.
  */
 import { access } from 'node:fs';
 import { Socket } from 'node:net';
@@ -100,10 +100,10 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
   try {
     task = taskOf((await import(pathToFileURL(path).href)) as { default?: unknown });
   } catch (error) {
-    return { ...NOT_LOADED, detail: detailOf(error) };
+    return { kind: 'not loaded', detail: detailOf(error) };
   }
   if (typeof task !== 'function') {
-    return { ...NOT_LOADED, detail: `${path} has no default export that is a function` };
+    return { kind: 'not loaded', detail: `${path} has no default export that is a function` };
   }
   // The stop may have come while the module was loading.
   if (await isStopped()) return STOPPED;
@@ -122,7 +122,6 @@ async function attempt(path: string, input: Record<string, unknown>): Promise<Fr
 }
 
 const STOPPED: Threw = { kind: 'threw', error: failure('TASK_STOPPED', 'The task was stopped') };
-const NOT_LOADED: Threw = { kind: 'threw', error: failure('TASK_NOT_LOADED', 'The task could not be loaded') };
 
 /** Whether the run was stopped before the task began, in which case the task never begins. */
 async function isStopped(): Promise<boolean> {

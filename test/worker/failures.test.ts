@@ -277,11 +277,18 @@ describe('another task module', () => {
   afterAll(() => system.stop());
   afterEach(() => Promise.all(system.workers.map((worker) => worker.stop())));
 
-  it('that cannot be loaded fails its job with TASK_NOT_LOADED', async () => {
-    await system.startWorker({ SCENARIO_TASK: join(__dirname, '../../package.json') });
-    const { id } = await system.create('quick');
-    expect((await system.untilStatus(id, 'failed')).error?.code).toBe('TASK_NOT_LOADED');
-  });
+  it.each(['../../package.json', '../../bench/statistics.mjs'])(
+    'that cannot be loaded leaves its job to a worker that can load its own: %s',
+    async (path) => {
+      const broken = await system.startWorker({ SCENARIO_TASK: join(__dirname, path) });
+      const { id } = await system.create('quick');
+      expect(await broken.untilLogged('run ended', id)).toMatchObject({ level: 'warn', outcome: 'not_started' });
+      expect(broken.logged('task ended', id)?.end).toMatchObject({ kind: 'not loaded' });
+      await system.startWorker();
+      await system.untilStatus(id, 'completed');
+      expect((await system.row(id)).attempt).toBe(1);
+    },
+  );
 
   it('that fails in a way that may pass is not tried again if MAX_ATTEMPTS is 1', async () => {
     await system.startWorker({ MAX_ATTEMPTS: '1' });

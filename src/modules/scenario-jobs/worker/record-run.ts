@@ -23,7 +23,7 @@ export type Recorded =
   | { kind: 'retry'; delayMs: number }
   /** Cut short through no fault of the job, which is queued again. */
   | { kind: 'interrupted' }
-  /** No process could be started for the task: the job is queued again. */
+  /** The task could not be started or loaded: the job is queued again. */
   | { kind: 'not_started' };
 
 /** Why a run did not end by itself. `frozen`: this worker was frozen, and its watchdog has ended the task. */
@@ -114,7 +114,8 @@ export class RecordRun {
       }
       case 'threw':
         return end.error.retryable ? this.retry(run, job, end.error) : this.fail(run, end.error);
-      case 'not started': // No attempt: nothing of the job has been tried yet.
+      case 'not started':
+      case 'not loaded': // No attempt: nothing of the job has been tried yet.
         return (await this.repository.requeue(run, { countsAsAttempt: false })) ? { kind: 'not_started' } : undefined;
       case 'exited': {
         const error = describeExit(end, this.settings.TASK_MEMORY_MB);

@@ -41,6 +41,8 @@ export type FromTask =
   | { kind: 'returned'; result: string | undefined }
   /** `detail`, here and below: what was thrown, with its stack, for the log alone. */
   | { kind: 'threw'; error: TaskError; detail?: string }
+  /** There is no task to run: its module cannot be loaded, or exports none. */
+  | { kind: 'not loaded'; detail: string }
   /** Something that nothing has caught, which usually ends the process. */
   | { kind: 'uncaught'; detail: string };
 
@@ -66,6 +68,7 @@ export function parseFromTask(line: string): FromTask | undefined {
         error: { code: error.code, message: storable(error.message), retryable: error.retryable },
         ...(typeof detail === 'string' && { detail: shortenDetail(detail) }),
       };
+    case 'not loaded':
     case 'uncaught':
       return typeof detail === 'string' ? { kind, detail: shortenDetail(detail) } : undefined;
     default:

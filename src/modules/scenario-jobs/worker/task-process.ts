@@ -72,6 +72,8 @@ type TaskOptions = {
 export type TaskEnd =
   | { kind: 'returned'; result: string | undefined }
   | { kind: 'threw'; error: TaskError; detail?: string }
+  /** Its module could not be loaded. */
+  | { kind: 'not loaded'; detail: string }
   /** The system had no process for it, or lacked what Node needs to start. */
   | { kind: 'not started' }
   /** It ended without reporting an end. */
@@ -226,6 +228,7 @@ export class TaskProcess {
         return;
       case 'returned':
       case 'threw':
+      case 'not loaded':
         this.end = message;
         if (!this.stopping) this.after(EXIT_WITHIN_MS, () => this.kill());
         return false;
