@@ -57,10 +57,10 @@ function statementNames(): (query: { sql: string }) => string {
 
 /**
  * The class of connections with this URL. Each new one reads the files that the URL names, so that a renewed certificate
- * needs no restart. If they cannot be read, because they are just being replaced or file descriptors are short, what was
+ * needs no restart. If one cannot be opened, because it is just being replaced or file descriptors are short, what was
  * read last still counts; pg itself would throw where nobody could catch it, and end the process.
  */
-function connectionsWith(url: string, logger: Logger): typeof Client {
+export function connectionsWith(url: string, logger: Logger): typeof Client {
   const read = () => parse(url) as ClientConfig;
   let config = read();
   return class extends Client {

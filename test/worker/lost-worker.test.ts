@@ -195,7 +195,8 @@ describe('a worker that the system gives no process', () => {
     node = join(folder, 'node');
     await symlink(process.execPath, node);
     // The worker starts its processes with this program, which can be taken away.
-    const NODE_OPTIONS = `--import="data:text/javascript,process.execPath='${node}'"`;
+    const ahead = 'const%20now=Date.now;Date.now=()=>now()+50';
+    const NODE_OPTIONS = `--import="data:text/javascript,process.execPath='${node}';${ahead}"`;
     system = await TestSystem.start({
       settings: { ...IMPATIENT, WORKER_CONCURRENCY: '4' },
       worker: () => ({ NODE_OPTIONS }),
@@ -220,14 +221,15 @@ describe('a worker that the system gives no process', () => {
     expect(await system.workers[0]!.metrics()).toMatch(/^scenario_jobs_wait_seconds_count 1$/m);
   });
 
-  it('leaves the jobs to a worker that has processes for them', async () => {
+  it('leaves the jobs to a worker that has processes for them, although its clock is ahead', async () => {
     await unlink(node);
     const began = performance.now();
-    const jobs = await Promise.all(Array.from({ length: 20 }, () => system.create('quick')));
-    await eventually('it has failed', () => notStarted().length > 0);
     await system.startWorker({ NODE_OPTIONS: '' });
-    for (const { id } of jobs) expect((await system.untilStatus(id, 'completed', 'failed')).status).toBe('completed');
-    // Each of its four places is taken for two seconds by a job that could not begin.
+    for (let times = 0; times < 8; times++) {
+      const { id } = await system.create('quick');
+      expect((await system.untilStatus(id, 'completed', 'failed')).status).toBe('completed');
+    }
+    // Each of its four places stays empty for two seconds after each failure.
     const turns = 1 + (performance.now() - began) / 2000;
     expect(notStarted().length).toBeLessThanOrEqual(4 * turns);
   });

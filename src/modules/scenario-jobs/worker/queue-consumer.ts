@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { DelayedError, type Job, Worker } from 'bullmq';
@@ -9,8 +10,10 @@ import { QUEUE_NAME } from '../job-queue';
 import { atMostEvery } from './at-most-every';
 import { type Outcome, RunJob } from './run-job';
 
-/** How soon a job that could not begin is tried again. */
-const NOT_BEGUN_DELAY_MS = 2000;
+/** How soon a job that another run has is delivered again. */
+const TAKEN_DELAY_MS = 2000;
+/** How long the place of a job that this worker could not run stays empty. */
+const REST_MS = 2000;
 const QUEUE_RETRY_MS = 1000;
 const CLOSE_LIMIT_MS = 3000;
 const WARN_EVERY_MS = 10_000;
@@ -44,7 +47,10 @@ export class QueueConsumer {
     private readonly runJob: RunJob,
     @Inject(SETTINGS_TOKEN) private readonly settings: Settings,
     @Inject(LOGGER) private readonly logger: Logger,
-  ) {}
+  ) {
+    // Each place that stays empty listens.
+    setMaxListeners(0, this.pausing.signal);
+  }
 
   /** Tries until it takes jobs or is told to end. BullMQ never recovers if Redis refuses its first question. */
   async start(): Promise<void> {
@@ -114,7 +120,7 @@ export class QueueConsumer {
       outcome = await this.runJob.run(jobId);
     } catch (error) {
       this.logger.error({ err: error, jobId }, 'run could not be carried through, will try again');
-      return this.deliverAgainLater(job, token);
+      return this.leaveToOthers(job, token);
     }
     switch (outcome.kind) {
       case 'refused':
@@ -124,25 +130,26 @@ export class QueueConsumer {
         return; // BullMQ drops the entry.
       case 'superseded': // Or the run requeued the job, and the answer that said so was lost.
       case 'taken': // BullMQ took the other run's worker for dead; the worker's own row says whether it is.
-        return this.deliverAgain(job, token, NOT_BEGUN_DELAY_MS);
+        return this.deliverAgain(job, token, TAKEN_DELAY_MS);
       case 'retry':
         return this.deliverAgain(job, token, outcome.delayMs);
       case 'interrupted':
         return this.deliverAgain(job, token, 0);
       case 'not_started':
-        return this.deliverAgainLater(job, token);
+        return this.leaveToOthers(job, token);
       default:
         outcome satisfies never;
     }
   }
 
   /**
-   * Delivers the job again after a while in which its place here stays taken. A worker that can begin nothing would else
-   * always be free, and take every job from the workers that can.
+   * Has the job delivered again at once, and leaves its place here empty for a while. A worker that can begin nothing
+   * would else always be free; and the clock that is ahead gets whatever is due first.
    */
-  private async deliverAgainLater(job: Job, token: string): Promise<never> {
-    await sleep(NOT_BEGUN_DELAY_MS, undefined, { signal: this.pausing.signal }).catch(() => undefined);
-    return this.deliverAgain(job, token, 0);
+  private async leaveToOthers(job: Job, token: string): Promise<never> {
+    await job.moveToDelayed(Date.now(), token);
+    await sleep(REST_MS, undefined, { signal: this.pausing.signal }).catch(() => undefined);
+    throw new DelayedError();
   }
 
   private async deliverAgain(job: Job, token: string, delayMs: number): Promise<never> {

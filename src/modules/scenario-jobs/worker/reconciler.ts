@@ -104,11 +104,14 @@ export class Reconciler {
     const added: string[] = [];
     while (added.length < jobs.length && !this.stopped && performance.now() < until) {
       const some = jobs.slice(added.length, added.length + ADDED_AT_ONCE);
-      await Promise.all(some.map(({ jobId }) => this.queue.addAgain(jobId)));
-      for (const { jobId, runId } of some) {
+      const results = await Promise.allSettled(some.map(({ jobId }) => this.queue.addAgain(jobId)));
+      for (const [index, { jobId, runId }] of some.entries()) {
+        if (results[index]?.status === 'rejected') continue;
         added.push(jobId);
         this.repaired(runId ? 'requeued' : 'added', jobId, runId);
       }
+      const failure = results.find((result) => result.status === 'rejected');
+      if (failure) throw failure.reason;
     }
     return added;
   }
