@@ -57,7 +57,7 @@ async function fuzz(kind: (typeof KINDS)[number], runs: number): Promise<void> {
 
 /** Bytes in use, once all garbage has been collected. */
 async function memoryInUse(): Promise<number> {
-  const metrics = async () => (await fetch(`${system.api.url}/metrics`)).text();
+  const metrics = () => system.api.metrics();
   const collections = (text: string) =>
     Number(/^nodejs_gc_duration_seconds_count.*"major".* (\S+)$/m.exec(text)?.[1] ?? 0);
   const before = collections(await metrics());

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { Client } from 'pg';
 import { startBehindProxy, whileBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
+import { startsItsOwnWith } from '../support/node-options';
 import { mute } from '../support/redis-user';
 import { OwnPostgres } from '../support/own-postgres';
 import { type TcpProxy } from '../support/tcp-proxy';
@@ -290,7 +291,7 @@ describe('a worker that cannot ask Postgres whether what it has claimed long ago
     // With this program the worker starts its processes; they begin later than WATCHDOG_MS, and when they are told to.
     const script = `sleep 1.1; until [ -e '${begin}' ]; do sleep 0.1; done; exec '${process.execPath}' "$@"`;
     await writeFile(node, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
-    const NODE_OPTIONS = `--import="data:text/javascript,process.execPath='${node}'"`;
+    const NODE_OPTIONS = startsItsOwnWith(node);
     await whileBehindProxy('worker', { WATCHDOG_MS: '1000', NODE_OPTIONS }, {}, async ({ proxy, system }) => {
       const { id } = await system.create('quick');
       const [worker] = system.workers;

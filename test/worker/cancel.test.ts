@@ -1,6 +1,7 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { startsItsOwnWith } from '../support/node-options';
 import { mute } from '../support/redis-user';
 import { groupIsAlive, IMPATIENT, isAlive, NO_POLL, TestSystem } from '../support/test-system';
 
@@ -164,7 +165,7 @@ describe('cancelling a job while its process is still starting', () => {
     const node = join(folder, 'node');
     await writeFile(node, `#!/bin/sh\nsleep 3\nexec '${process.execPath}' "$@"\n`, { mode: 0o755 });
     // The program with which the worker starts its processes.
-    const NODE_OPTIONS = `--import="data:text/javascript,process.execPath='${node}'"`;
+    const NODE_OPTIONS = startsItsOwnWith(node);
     const SCENARIO_TASK = join(__dirname, '../support/slow-loading-task.mjs');
     const system = await TestSystem.start({
       ...options,

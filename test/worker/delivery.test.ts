@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { whileBehindProxy } from '../support/behind-proxy';
 import { eventually } from '../support/eventually';
+import { clockAheadBy } from '../support/node-options';
 import { mute, RedisUser } from '../support/redis-user';
 import { groupIsAlive, NO_POLL, TestSystem } from '../support/test-system';
 
@@ -138,7 +139,7 @@ describe('a worker learns of a cancel whose message is lost', () => {
 
 describe('a worker whose clock is an hour behind', () => {
   it('has learned of no cancel before it happened, by its metrics', async () => {
-    const NODE_OPTIONS = '--import=data:text/javascript,const%20now=Date.now;Date.now=()=>now()-3600000';
+    const NODE_OPTIONS = clockAheadBy(-3_600_000);
     const system = await TestSystem.start({ settings: NO_POLL, worker: () => ({ NODE_OPTIONS }) });
     const { job } = await system.createRunning('cooperative');
     await system.cancel(job.id);

@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { RUN_ID_VARIABLE } from '../../src/modules/scenario-jobs/worker/running-processes';
 import { toLine } from '../../src/modules/scenario-jobs/worker/task-messages';
 import { eventually } from '../support/eventually';
+import { clockAheadBy, startsItsOwnWith } from '../support/node-options';
 import { DIST } from '../support/service-process';
 import { groupIsAlive, IMPATIENT, isAlive, isFrozen, SOON_LOST, TestSystem, ZOO } from '../support/test-system';
 
@@ -195,8 +196,7 @@ describe('a worker that the system gives no process', () => {
     node = join(folder, 'node');
     await symlink(process.execPath, node);
     // The worker starts its processes with this program, which can be taken away.
-    const ahead = 'const%20now=Date.now;Date.now=()=>now()+50';
-    const NODE_OPTIONS = `--import="data:text/javascript,process.execPath='${node}';${ahead}"`;
+    const NODE_OPTIONS = `${startsItsOwnWith(node)} ${clockAheadBy(50)}`;
     system = await TestSystem.start({
       settings: { ...IMPATIENT, WORKER_CONCURRENCY: '4' },
       worker: () => ({ NODE_OPTIONS }),

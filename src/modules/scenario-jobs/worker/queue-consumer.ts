@@ -144,7 +144,7 @@ export class QueueConsumer {
 
   /**
    * Has the job delivered again at once, and leaves its place here empty for a while. A worker that can begin nothing
-   * would else always be free; and the clock that is ahead gets whatever is due first.
+   * would otherwise always be free; and the clock that is ahead gets whatever is due first.
    */
   private async leaveToOthers(job: Job, token: string): Promise<never> {
     await job.moveToDelayed(Date.now(), token);

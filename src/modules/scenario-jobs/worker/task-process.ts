@@ -190,7 +190,7 @@ export class TaskProcess {
     killTrees([this.tree]).then(
       // Nor is the end of a dead process waited for without limit: a debugger can keep it to itself.
       (survivors) => void setTimeout(() => this.giveUp({ survivors }), survivors.length > 0 ? 0 : END_SEEN_WITHIN_MS),
-      // The group has had its SIGKILL all the same, and what is left is looked for again when its first process has ended.
+      // The group has had its SIGKILL all the same; when its first process has ended, what is left is looked for again.
       () => undefined,
     );
   }

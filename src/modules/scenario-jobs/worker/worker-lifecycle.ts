@@ -65,7 +65,7 @@ export class WorkerLifecycle implements BeforeApplicationShutdown {
   async beforeApplicationShutdown(): Promise<void> {
     this.ending = true;
     await this.drain();
-    // The watchdog begins to kill whatever it still watches: others may take its jobs over once this worker has signed off.
+    // The watchdog begins to kill whatever it still watches: once this worker has signed off, others may take its jobs.
     this.watchdog.stop();
     await this.atMost(FAREWELL_MS, 'farewell', this.sayFarewell());
   }
